@@ -243,3 +243,63 @@ Log = Callable[[str, Mapping[str, JSON]], None]
 
 def ignore(name: str, fields: Mapping[str, JSON]) -> None:
     """A `Log` that keeps nothing, for callers that do not listen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """One request that a server answered or refused, as `serve` writes it and `monitor` reads it.
+
+    `None` is always "not measured" or "not kept", never zero or false.
+    """
+
+    id: str
+    """The completion id that the client saw: `chatcmpl-` and a time-ordered UUID (version 7)."""
+    time: float
+    """When the request arrived, in seconds since 1970 UTC."""
+    model: str
+    """Model id that answered: the adapter's name or the base's."""
+    contract_sha256: str
+    adapter_sha256: str | None
+    """`None` where the base answered without the adapter."""
+    status: int
+    """HTTP status; a streamed answer that broke keeps the status of what broke it."""
+    error: str | None = None
+    """The error's code where `status` is 400 or above."""
+    messages: tuple[Mapping[str, JSON], ...] | None = None
+    """What was asked, PII replaced by typed placeholders; `None` where the client said `store: false`."""
+    completion: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    """`stop`, `length`, `content_filter`, `tool_calls` or `abort`."""
+    parse_ok: bool | None = None
+    schema_ok: bool | None = None
+    guard_flags: tuple[str, ...] = ()
+    """For example `input:injection`, `output:canary`, `input:pii`."""
+    attempts: int = 1
+    """Generations that it took under the policy `retry`."""
+    latency_ms: float | None = None
+    ttft_ms: float | None = None
+    """Milliseconds to the first generated token."""
+    streamed: bool = False
+    deviation: Mapping[str, JSON] = field(default_factory=dict)
+    """Parameter -> {contract, request} where the request changed what the contract says, within its limits."""
+    consent: bool | None = None
+    """Whether the content may become training data; `None` where nobody said."""
+    leak_key: str | None = None
+    """Hash of the normalised user text before redaction: finds a test item even where its text was redacted."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """What somebody said about one traced answer."""
+
+    trace_id: str
+    time: float
+    rating: float | None = None
+    """From -1 (bad) over 0 to 1 (good)."""
+    comment: str | None = None
+    correction: str | None = None
+    """The answer that should have been given."""
+    tags: Mapping[str, str] = field(default_factory=dict)
