@@ -1,0 +1,239 @@
+"""Generate answers for many prompts at once.
+
+What lives here: batching, stop tokens, sampling, and the removal of finished rows. What does not: rendering prompts
+(`chat.contract`), parsing answers (`evals`), the network.
+
+    completions = generate(model, [[1, 7, 9], [1, 7, 4, 2]], stop_ids=(2,), max_new_tokens=32)
+
+Greedy answers in float32 equal `model.generate` of transformers token by token (`tests/parity`). Rows are sorted by
+length, the prefix that all rows of a batch share is computed once, and a finished row leaves its batch at once.
+Sampling draws from one random stream per row, seeded by (seed, row index), so that an answer does not depend on which
+rows shared its batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tunesmith.errors import DataError
+from tunesmith.types import Completion, FinishReason
+
+BATCH_TOKENS = 8192
+"""Default bound on rows x (longest prompt + new tokens) of one batch: the size of its key-value cache."""
+
+GenerateProgress = Callable[[int, int], None]
+"""`progress(finished rows, all rows)`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """One prompt on its way to an answer."""
+
+    index: int
+    prompt: tuple[int, ...]
+    started: float
+    new_ids: list[int] = field(default_factory=list)
+    random: torch.Generator | None = None
+
+    def finish(self, reason: FinishReason) -> Completion:
+        return Completion(
+            ids=tuple(self.new_ids),
+            finish_reason=reason,
+            prompt_tokens=len(self.prompt),
+            seconds=time.perf_counter() - self.started,
+        )
+
+
+def generate(
+    model: torch.nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: GenerateProgress | None = None,
+) -> list[Completion]:
+    """Return one completion for each prompt, in order; the stop token is not part of an answer.
+
+    `temperature` 0 is greedy. `Completion.seconds` is the wall time from the start of the row's batch to its last
+    token. Raises `DataError` for an empty prompt, or one that does not fit the model's context with `max_new_tokens`.
+    """
+    check_prompts(model, prompts, max_new_tokens=max_new_tokens)
+    assert temperature >= 0, temperature
+    assert 0 < top_p <= 1, top_p
+    done: dict[int, Completion] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in _batches(prompts, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens):
+                rows = [_Row(index=i, prompt=tuple(prompts[i]), started=time.perf_counter()) for i in batch]
+                if temperature > 0:
+                    for row in rows:
+                        row.random = torch.Generator().manual_seed(_stream_seed(seed, row.index))
+                for index, completion in _run_batch(
+                    model,
+                    rows,
+                    stop_ids=frozenset(stop_ids),
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    top_p=top_p,
+                ):
+                    done[index] = completion
+                    if progress is not None:
+                        progress(len(done), len(prompts))
+    finally:
+        model.train(was_training)
+    return [done[index] for index in range(len(prompts))]
+
+
+def check_prompts(model: torch.nn.Module, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> None:
+    """Raise `DataError` for prompts that the model cannot answer: empty, or longer than its context."""
+    context = context_length(model)
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise DataError("a prompt has no tokens", where=f"prompt {index}")
+        if context is not None and len(prompt) + max_new_tokens > context:
+            raise DataError(
+                "a prompt does not fit the model's context",
+                where=f"prompt {index}",
+                expected=f"at most {context} tokens",
+                found=f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones",
+                hint="lower decoding.max_new_tokens, or leave the row out",
+            )
+
+
+def context_length(model: torch.nn.Module) -> int | None:
+    """Return the number of positions that the model's config allows, or `None` where it names none."""
+    config: Any = model.config
+    length = getattr(config, "max_position_embeddings", None)
+    return int(length) if length is not None else None
+
+
+def _all_layers_attend_fully(model: torch.nn.Module) -> bool:
+    """Whether no layer has a window: windows count cache slots, and the padding behind a shared prefix takes some."""
+    config: Any = model.config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return all(kind == "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is None
+
+
+def _batches(prompts: Sequence[Sequence[int]], *, batch_tokens: int, max_new_tokens: int) -> list[list[int]]:
+    """Return prompt indices grouped so that rows x (longest + new) stays within `batch_tokens`, longest first."""
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    batches: list[list[int]] = []
+    rows_fit = 0
+    for index in order:
+        if not batches or len(batches[-1]) >= rows_fit:
+            batches.append([])
+            rows_fit = max(1, batch_tokens // (len(prompts[index]) + max_new_tokens))
+        batches[-1].append(index)
+    return batches
+
+
+def _stream_seed(seed: int, index: int) -> int:
+    return (seed * 1_000_003 + index) % (1 << 63)
+
+
+def shared_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Return how many leading tokens all prompts share, leaving at least one token of each."""
+    shortest, longest = min(prompts), max(prompts)  # in lexicographic order: what these two share, all share
+    length = 0
+    for a, b in zip(shortest, longest, strict=False):
+        if a != b:
+            break
+        length += 1
+    return min(length, min(len(prompt) for prompt in prompts) - 1)
+
+
+def _run_batch(
+    model: torch.nn.Module,
+    rows: list[_Row],
+    *,
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> list[tuple[int, Completion]]:
+    """Answer one batch. Layout of the cache: [shared prefix][left padding][own suffix][new tokens]."""
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    prefix_len = shared_prefix_length([row.prompt for row in rows]) if _all_layers_attend_fully(model) else 0
+    suffixes = [row.prompt[prefix_len:] for row in rows]
+    width = max(len(suffix) for suffix in suffixes)
+    cache = DynamicCache(config=model.config)
+    if prefix_len:
+        prefix = torch.tensor([rows[0].prompt[:prefix_len]], device=device)
+        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(rows))
+    ids = torch.tensor([[0] * (width - len(suffix)) + list(suffix) for suffix in suffixes], device=device)
+    own = torch.tensor([[0] * (width - len(suffix)) + [1] * len(suffix) for suffix in suffixes], device=device)
+    mask = torch.cat([own.new_ones(len(rows), prefix_len), own], dim=1)
+    positions = (mask.cumsum(1) - 1).clamp_(min=0)[:, prefix_len:]
+    done: list[tuple[int, Completion]] = []
+    while True:
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        chosen = choose(output.logits[:, -1], [row.random for row in rows], temperature=temperature, top_p=top_p)
+        keep = []
+        for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+            if token in stop_ids:
+                done.append((row.index, row.finish(FinishReason.STOP)))
+                continue
+            row.new_ids.append(token)
+            if len(row.new_ids) == max_new_tokens:
+                done.append((row.index, row.finish(FinishReason.LENGTH)))
+            else:
+                keep.append(place)
+        if not keep:
+            return done
+        if len(keep) < len(rows):
+            kept = torch.tensor(keep, device=device)
+            cache.batch_select_indices(kept)
+            mask, positions = mask[kept], positions[kept]
+            rows, chosen = [rows[place] for place in keep], [chosen[place] for place in keep]
+        ids = torch.tensor(chosen, device=device)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+
+
+def choose(
+    logits: torch.Tensor, streams: Sequence[torch.Generator | None], *, temperature: float, top_p: float
+) -> list[int]:
+    """Choose one token for each row of `logits` (rows, vocabulary).
+
+    Greedy where `temperature` is 0. Otherwise the smallest set of most likely tokens whose probability reaches
+    `top_p` is kept, and one number from the row's own stream picks among them (inverse of the cumulative sum).
+    """
+    if temperature == 0:
+        # max is several times as fast as argmax on bfloat16 on CPUs, and gives the same index where there is no tie
+        return [int(index) for index in logits.max(dim=-1).indices.tolist()]
+    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    cumulative = ordered.cumsum(dim=-1)
+    kept = (cumulative - ordered) < top_p
+    cumulative = torch.where(kept, cumulative, torch.zeros_like(cumulative))
+    total = cumulative.max(dim=-1).values
+    chosen = []
+    for row, stream in enumerate(streams):
+        assert stream is not None, "sampling needs a random stream for each row"
+        draw = torch.rand((), generator=stream) * total[row]
+        place = int(torch.searchsorted(cumulative[row, : int(kept[row].sum())], draw, right=True))
+        chosen.append(int(order[row, min(place, int(kept[row].sum()) - 1)]))
+    return chosen
