@@ -1,0 +1,224 @@
+import queue
+import threading
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from tunesmith.errors import ServeError
+from tunesmith.model.generate import generate
+from tunesmith.serve.batching import TransformersEngine
+from tunesmith.serve.engines import Finished, GenerationRequest, ScriptedEngine, Weights
+from tunesmith.types import FinishReason, ignore
+
+VOCAB = 97
+PROMPTS = [(1, 2, 3), (5,), (7, 8, 9, 10, 11, 12, 13), (4, 4), (20, 21, 22, 23, 24), (50, 40, 30, 20)]
+
+
+def tiny(kind=LlamaForCausalLM, config=LlamaConfig):
+    torch.manual_seed(0)
+    return kind(
+        config(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=128,
+        )
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    model = get_peft_model(tiny(), LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"]))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+def request(prompt, **changes):
+    values = dict(prompt=tuple(prompt), stop_ids=frozenset({3}), max_new_tokens=12, temperature=0.0, top_p=1.0, seed=0)
+    return GenerationRequest(**{**values, **changes})
+
+
+def collect(engine, requests):
+    answers = [queue.Queue() for _ in requests]
+    for item, answer in zip(requests, answers, strict=True):
+        engine.submit(item, answer.put)
+    out = []
+    for answer in answers:
+        ids, event = [], answer.get(timeout=60)
+        while not isinstance(event, Finished):
+            ids.extend(event.ids)
+            event = answer.get(timeout=60)
+        out.append((tuple(ids), event))
+    return out
+
+
+def run(model, requests, max_batch=4):
+    engine = TransformersEngine(model, max_batch=max_batch, log=ignore)
+    engine.start()
+    try:
+        return collect(engine, requests)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(("kind", "config"), [(LlamaForCausalLM, LlamaConfig), (Qwen3ForCausalLM, Qwen3Config)])
+def test_answers_in_a_changing_batch_equal_answers_alone(kind, config):
+    model = tiny(kind, config)
+    lengths = [3, 12, 5, 1, 9, 7]
+    requests = [
+        request(prompt, max_new_tokens=length, weights=Weights.BASE)
+        for prompt, length in zip(PROMPTS, lengths, strict=True)
+    ]
+    found = run(model, requests, max_batch=3)
+    for prompt, length, (ids, end) in zip(PROMPTS, lengths, found, strict=True):
+        alone = generate(model, [prompt], stop_ids=(3,), max_new_tokens=length)[0]
+        assert ids == alone.ids
+        assert end.reason == alone.finish_reason
+
+
+def test_adapter_and_base_answer_side_by_side_from_one_set_of_weights(adapted):
+    both = [request(prompt, weights=weights) for prompt in PROMPTS[:3] for weights in Weights]
+    found = run(adapted, both)
+    for item, (ids, _) in zip(both, found, strict=True):
+        if item.weights is Weights.ADAPTER:
+            expected = generate(adapted, [item.prompt], stop_ids=(3,), max_new_tokens=12)[0].ids
+        else:
+            with adapted.disable_adapter():
+                expected = generate(adapted, [item.prompt], stop_ids=(3,), max_new_tokens=12)[0].ids
+        assert ids == expected
+    assert found[0][0] != found[1][0], "the adapter changes nothing, so this test proves nothing"
+
+
+def test_a_seed_gives_the_same_sample_whatever_shares_the_batch():
+    model = tiny()
+    sampled = request(PROMPTS[0], temperature=1.0, seed=5, weights=Weights.BASE)
+    others = [
+        request(prompt, temperature=1.0, seed=index, weights=Weights.BASE) for index, prompt in enumerate(PROMPTS)
+    ]
+    alone = run(model, [sampled])[0]
+    crowd = run(model, [*others, sampled])[-1]
+    other_seed = run(model, [request(PROMPTS[0], temperature=1.0, seed=6, weights=Weights.BASE)])[0]
+    assert alone == crowd
+    assert alone != other_seed
+
+
+class OnlyEven:
+    """Allows even tokens, and never the stop token."""
+
+    def allowed(self):
+        mask = np.zeros(VOCAB, dtype=bool)
+        mask[::2] = True
+        return mask
+
+    def consume(self, token):
+        assert token % 2 == 0
+
+
+def test_a_constraint_binds_its_own_answer_and_no_other():
+    free = [request(prompt, weights=Weights.BASE) for prompt in PROMPTS[:2]]
+    bound = request(PROMPTS[0], weights=Weights.BASE, make_constraint=OnlyEven)
+    found = run(tiny(), [*free, bound])
+    assert all(token % 2 == 0 for token in found[-1][0])
+    assert any(token % 2 for token in found[0][0])
+
+
+def test_a_cancelled_answer_ends_and_the_others_go_on():
+    engine = TransformersEngine(tiny(), max_batch=4, log=ignore)
+    answer, other = queue.Queue(), queue.Queue()
+    first = threading.Event()
+
+    def emit(event):
+        answer.put(event)
+        first.set()
+
+    long = request(PROMPTS[0], max_new_tokens=100, stop_ids=frozenset(), weights=Weights.BASE)
+    cancel = engine.submit(long, emit)
+    engine.submit(request(PROMPTS[1], max_new_tokens=100, stop_ids=frozenset(), weights=Weights.BASE), other.put)
+    engine.start()
+    assert first.wait(30)
+    cancel()
+    events = []
+    while not isinstance(event := answer.get(timeout=30), Finished):
+        events.append(event)
+    assert event.error == "cancelled"
+    assert len(events) < 100
+    count = 0
+    while not isinstance(event := other.get(timeout=30), Finished):
+        count += 1
+    assert (count, event.reason) == (100, FinishReason.LENGTH)
+    engine.close()
+
+
+def test_a_failing_step_fails_its_answers_with_the_reason_and_the_engine_goes_on():
+    engine = TransformersEngine(
+        tiny(), max_batch=4, log=(events := []).append and (lambda *event: events.append(event))
+    )
+    engine.start()
+    broken = collect(engine, [request((VOCAB + 5,), weights=Weights.BASE)])[0][1]
+    assert broken.reason is FinishReason.ERROR
+    assert "generation failed" in broken.error
+    assert events[0][0] == "engine_step_failed"
+    assert collect(engine, [request(PROMPTS[0], weights=Weights.BASE)])[0][1].reason is not FinishReason.ERROR
+    assert engine.failure() is None
+    engine.close()
+
+
+def test_a_closed_engine_fails_what_waits_and_refuses_the_rest():
+    engine = TransformersEngine(tiny(), max_batch=1, log=ignore)
+    engine.start()
+    answers = [queue.Queue() for _ in range(3)]
+    for answer in answers:
+        engine.submit(request(PROMPTS[0], max_new_tokens=100, stop_ids=frozenset(), weights=Weights.BASE), answer.put)
+    engine.close()
+    for answer in answers:
+        while not isinstance(event := answer.get(timeout=10), Finished):
+            pass
+        assert event.reason in (FinishReason.ERROR, FinishReason.LENGTH)
+    late = queue.Queue()
+    engine.submit(request(PROMPTS[0], weights=Weights.BASE), late.put)
+    assert late.get(timeout=1).error == "the server is closing"
+    assert engine.failure() == "the server is closing"
+
+
+def test_asking_for_an_adapter_that_is_not_there_is_refused():
+    engine = TransformersEngine(tiny(), max_batch=1, log=ignore)
+    with pytest.raises(ServeError, match="no adapter"):
+        engine.submit(request(PROMPTS[0]), lambda event: None)
+
+
+def test_an_architecture_without_a_positional_cache_is_refused():
+    model = tiny()
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ServeError, match="linear_attention"):
+        TransformersEngine(model, max_batch=1, log=ignore)
+    model.config.layer_types = None
+
+
+def test_next_token_logprobs_differ_between_adapter_and_base(adapted):
+    engine = TransformersEngine(adapted, max_batch=1, log=ignore)
+    tuned = engine.next_token_logprobs(PROMPTS[0], Weights.ADAPTER)
+    base = engine.next_token_logprobs(PROMPTS[0], Weights.BASE)
+    assert tuned != base
+    with adapted.disable_adapter(), torch.inference_mode():
+        logits = adapted(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].float().log_softmax(-1)
+    assert next(iter(base)) == int(logits.argmax())
+    assert abs(next(iter(base.values())) - float(logits.max())) < 1e-5
+
+
+def test_the_scripted_engine_keeps_the_rules_of_an_engine():
+    engine = ScriptedEngine(lambda prompt: (9, 8, 3, 7))
+    engine.start()
+    found = collect(engine, [request((1,)), request((1,), max_new_tokens=1), request((1,), stop_ids=frozenset())])
+    assert [item[0] for item in found] == [(9, 8), (9,), (9, 8, 3, 7)]
+    assert [item[1].reason for item in found] == ["stop", "length", "length"]
+    engine.close()
