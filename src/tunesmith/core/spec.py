@@ -4,25 +4,31 @@
         learning_rate: float = Field(2e-4, gt=0)
         \"\"\"Peak learning rate, per optimizer step.\"\"\"
 
-Fields that name files are `ContentPath`: they enter identity by the sha256 of what they hold, never by where they lie.
+Fields that name files are `ContentPath`: they enter identity by the sha256 of what they hold and their base name,
+never by where they lie. The recipe loader makes them absolute; a stage that shows a path shows `Path(x).name`.
 Discriminators of a union (`kind: Literal["lora"]`) have no default: a defaulted tag would be left out of the identity
 and two adapters would share one fingerprint.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.errors import RecipeError
 from tunesmith.types import JSON
 
-_CHUNK_BYTES = 1 << 20
+Loc = tuple[str | int, ...]
+"""Where a value stands inside a table: `("sources", 0, "path")`."""
+
+Hasher = Callable[[Path], str]
+"""Content sha256 of a file or folder; the store's remembers big files."""
 
 
 class ByContent:
@@ -37,19 +43,83 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
-    def identity(self) -> dict[str, JSON]:
-        """Return the non-default fields as plain JSON, paths replaced by the sha256 of their content.
+    def identity(self, sha256_of: Hasher | None = None) -> dict[str, JSON]:
+        """Return the non-default fields as plain JSON, paths replaced by base name and sha256 of their content.
 
         Raises `RecipeError` where a named file does not exist.
         """
-        out: dict[str, JSON] = {}
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if not field.is_required() and value == field.get_default(call_default_factory=True):
-                continue
-            by_content = any(isinstance(mark, ByContent) for mark in field.metadata)
-            out[name] = _plain(value, by_content=by_content or _mentions_content(field.annotation))
-        return out
+        return _settings(self, _content_of(sha256_of or content_sha256), only_changed=True)
+
+    def settings(self, path_json: Callable[[str], JSON] | None = None) -> dict[str, JSON]:
+        """Return all fields, defaults included, as plain JSON, content paths shown as `path_json` gives them."""
+        return _settings(self, path_json or str, only_changed=False)
+
+    def with_paths(self, rename: Callable[[Loc, str], str]) -> Self:
+        """Return a copy whose content paths, at any depth, are what `rename(loc, path)` gives."""
+        renamed: Self = _renamed(self, (), rename)
+        return renamed
+
+
+def _content_of(sha256_of: Hasher) -> Callable[[str], JSON]:
+    def describe(path: str) -> JSON:
+        return {"name": Path(path).name, "sha256": sha256_of(Path(path))}
+
+    return describe
+
+
+def _settings(spec: Spec, path_json: Callable[[str], JSON], *, only_changed: bool) -> dict[str, JSON]:
+    out: dict[str, JSON] = {}
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        default = not field.is_required() and value == field.get_default(call_default_factory=True)
+        if only_changed and default:
+            continue
+        out[name] = _plain(value, path_json, only_changed=only_changed, by_content=_is_content(field))
+    return out
+
+
+def _plain(value: Any, path_json: Callable[[str], JSON], *, only_changed: bool, by_content: bool) -> JSON:
+    if isinstance(value, Spec):
+        return _settings(value, path_json, only_changed=only_changed)
+    if isinstance(value, Mapping):
+        return {
+            str(key): _plain(item, path_json, only_changed=only_changed, by_content=by_content)
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, path_json, only_changed=only_changed, by_content=by_content) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(item, path_json, only_changed=only_changed, by_content=by_content) for item in value)
+    if isinstance(value, (str, Path)) and by_content:
+        return path_json(str(value))
+    if isinstance(value, enum.Enum):
+        return value.value
+    assert value is None or isinstance(value, (str, int, float, bool)), f"a Spec holds {type(value).__name__}"
+    return value
+
+
+def _renamed(value: Any, loc: Loc, rename: Callable[[Loc, str], str], *, by_content: bool = False) -> Any:
+    if isinstance(value, Spec):
+        changed = {}
+        for name, field in type(value).model_fields.items():
+            before = getattr(value, name)
+            after = _renamed(before, (*loc, name), rename, by_content=_is_content(field))
+            if after is not before:
+                changed[name] = after
+        return value.model_copy(update=changed) if changed else value
+    if isinstance(value, Mapping):
+        items = {key: _renamed(item, (*loc, str(key)), rename, by_content=by_content) for key, item in value.items()}
+        return items if any(items[key] is not value[key] for key in items) else value
+    if isinstance(value, (list, tuple)):
+        renamed = [_renamed(item, (*loc, index), rename, by_content=by_content) for index, item in enumerate(value)]
+        return type(value)(renamed) if any(a is not b for a, b in zip(renamed, value, strict=True)) else value
+    if isinstance(value, str) and by_content:
+        return rename(loc, value)
+    return value
+
+
+def _is_content(field: Any) -> bool:
+    return any(isinstance(mark, ByContent) for mark in field.metadata) or _mentions_content(field.annotation)
 
 
 def _mentions_content(annotation: Any) -> bool:
@@ -61,38 +131,20 @@ def _mentions_content(annotation: Any) -> bool:
     return any(_mentions_content(arg) for arg in args if not isinstance(arg, types.EllipsisType))
 
 
-def _plain(value: Any, *, by_content: bool) -> JSON:
-    if isinstance(value, Spec):
-        return value.identity()
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, by_content=by_content) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, by_content=by_content) for item in value]
-    if isinstance(value, (str, Path)) and by_content:
-        return {"sha256": content_sha256(Path(value))}
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    return str(value)
-
-
-def content_sha256(path: Path) -> str:
+def content_sha256(path: Path, sha256_of_file: Hasher | None = None) -> str:
     """Return the sha256 of a file, or of a folder's sorted (relative name, sha256) pairs.
 
-    Raises `RecipeError` where the path does not exist or cannot be read.
+    `sha256_of_file` hashes one file, for callers that remember what they hashed. Raises `RecipeError` where the path
+    does not exist or cannot be read.
     """
+    of_file = sha256_of_file or file_sha256
     try:
         if path.is_dir():
             tree = hashlib.sha256()
             for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                tree.update(f"{file.relative_to(path).as_posix()}\0{content_sha256(file)}\n".encode())
+                tree.update(f"{file.relative_to(path).as_posix()}\0{of_file(file)}\n".encode())
             return tree.hexdigest()
-        digest = hashlib.sha256()
-        with path.open("rb") as handle:
-            while chunk := handle.read(_CHUNK_BYTES):
-                digest.update(chunk)
-        return digest.hexdigest()
+        return of_file(path)
     except OSError as error:
         raise RecipeError(
             f"cannot read {path}",
@@ -100,3 +152,9 @@ def content_sha256(path: Path) -> str:
             found=error.strerror or str(error),
             hint="check the path; relative paths are read from the folder of the recipe",
         ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes. Raises `OSError`."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -47,7 +47,9 @@ class Inputs(BaseModel):
 class Progress(Protocol):
     """Show how far a stage is: `ctx.progress(done, total, "1,204 rows", loss=1.2)`."""
 
-    def __call__(self, done: float, total: float | None, note: str = "", **fields: JSON) -> None: ...
+    def __call__(self, done: float, total: float | None, note: str = "", **fields: JSON) -> None:
+        """Say that `done` of `total` is reached; `total` is None where it is not known."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
