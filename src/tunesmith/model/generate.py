@@ -7,13 +7,14 @@ What lives here: batching, stop tokens, sampling, and the removal of finished ro
 
 Greedy answers in float32 equal `model.generate` of transformers token by token (`tests/parity`). Rows are sorted by
 length, the prefix that all rows of a batch share is computed once, and a finished row leaves its batch at once.
-Sampling draws from one random stream per row, seeded by (seed, row index), so that an answer does not depend on which
-rows shared its batch.
+Sampling draws from one random stream per row, seeded by the seed and the prompt itself, so that an answer does not
+depend on which rows shared its batch, nor on what was already cached.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from tunesmith.errors import DataError
-from tunesmith.types import Completion, FinishReason
+from tunesmith.types import Completion, FinishReason, canonical_json, sha256_hex
 
 BATCH_TOKENS = 8192
 """Default bound on rows x (longest prompt + new tokens) of one batch: the size of its key-value cache."""
@@ -69,6 +70,7 @@ def generate(
     check_prompts(model, prompts, max_new_tokens=max_new_tokens)
     assert temperature >= 0, temperature
     assert 0 < top_p <= 1, top_p
+    streams = _stream_seeds(prompts, seed) if temperature > 0 else []
     done: dict[int, Completion] = {}
     was_training = model.training
     model.eval()
@@ -78,7 +80,7 @@ def generate(
                 rows = [_Row(index=i, prompt=tuple(prompts[i]), started=time.perf_counter()) for i in batch]
                 if temperature > 0:
                     for row in rows:
-                        row.random = torch.Generator().manual_seed(_stream_seed(seed, row.index))
+                        row.random = torch.Generator().manual_seed(streams[row.index])
                 for index, completion in _run_batch(
                     model,
                     rows,
@@ -140,8 +142,15 @@ def _batches(prompts: Sequence[Sequence[int]], *, batch_tokens: int, max_new_tok
     return batches
 
 
-def _stream_seed(seed: int, index: int) -> int:
-    return (seed * 1_000_003 + index) % (1 << 63)
+def _stream_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """Return one seed for each prompt; equal prompts are told apart by how often they occurred before."""
+    occurrences: Counter[tuple[int, ...]] = Counter()
+    seeds = []
+    for prompt in prompts:
+        key = tuple(prompt)
+        seeds.append(int(sha256_hex(canonical_json([seed, occurrences[key], list(key)]))[:15], 16))
+        occurrences[key] += 1
+    return seeds
 
 
 def shared_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
