@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,6 @@ from tunesmith.model.load import DtypeName, load_model
 from tunesmith.serve.engines import Cancel, Constraint, Emit, Finished, GenerationRequest, NewTokens, Weights
 from tunesmith.types import FinishReason, Log
 
-TOP_LOGPROBS = 5
 IDLE_SECONDS = 0.05
 """How long the thread sleeps at most before it looks again whether it shall close."""
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
@@ -110,14 +109,15 @@ class TransformersEngine:
         emit(Finished(reason=FinishReason.ERROR, error=self._failure))
         return cancelled.set
 
-    def next_token_logprobs(self, prompt: Sequence[int], weights: Weights) -> Mapping[int, float]:
-        """Return the five most likely next tokens with their log-probabilities."""
+    def next_token_logprobs(
+        self, prompt: Sequence[int], weights: Weights, *, tokens: Sequence[int]
+    ) -> tuple[float, ...]:
+        """Return the log-probability of each of `tokens` to come next."""
         assert not self._thread.is_alive(), "the engine's thread owns the model"
         with torch.inference_mode(), self._with_weights(weights):
             ids = torch.tensor([list(prompt)], device=self._device)
-            logits = self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        best = torch.log_softmax(logits.float(), dim=-1).topk(TOP_LOGPROBS)
-        return {int(token): float(value) for token, value in zip(best.indices, best.values, strict=True)}
+            logits_V = self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
+        return tuple(torch.log_softmax(logits_V.float(), dim=-1)[list(tokens)].tolist())
 
     def failure(self) -> str | None:
         """Return why the engine's thread ended, or `None` while it runs."""

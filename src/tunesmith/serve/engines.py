@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.types import FinishReason
+
+IMPOSSIBLE = -100.0
+"""Log-probability of what a script does not say."""
 
 
 class Weights(enum.StrEnum):
@@ -95,8 +98,10 @@ class Engine(Protocol):
         """Queue one answer; `emit` gets its tokens as they come and then one `Finished`."""
         ...
 
-    def next_token_logprobs(self, prompt: Sequence[int], weights: Weights) -> Mapping[int, float]:
-        """Return the five most likely next tokens with their log-probabilities. Only before `start`."""
+    def next_token_logprobs(
+        self, prompt: Sequence[int], weights: Weights, *, tokens: Sequence[int]
+    ) -> tuple[float, ...]:
+        """Return the log-probability of each of `tokens` to come next. Only before `start`."""
         ...
 
     def failure(self) -> str | None:
@@ -134,9 +139,12 @@ class ScriptedEngine:
         self._jobs.put((request, emit, cancelled))
         return cancelled.set
 
-    def next_token_logprobs(self, prompt: Sequence[int], weights: Weights) -> Mapping[int, float]:
-        """Return the script's first token as certain."""
-        return {int(self._answer(tuple(prompt))[0]): 0.0}
+    def next_token_logprobs(
+        self, prompt: Sequence[int], weights: Weights, *, tokens: Sequence[int]
+    ) -> tuple[float, ...]:
+        """Return 0 for the script's first token and a very small value for all others."""
+        first = self._answer(tuple(prompt))[0]
+        return tuple(0.0 if token == first else IMPOSSIBLE for token in tokens)
 
     def failure(self) -> str | None:
         """Return `None`: a script does not fail."""
