@@ -54,7 +54,8 @@ def figures(
     out["paired"] = _paired(table, clusters, None) if {REFERENCE, CHALLENGER} <= set(systems) else {}
     out["slices"] = _slices(items, table, systems, clusters)
     out["stop_reasons"] = {
-        system: dict(Counter(a.finish_reason.value for a in answers if a.system == system)) for system in systems
+        system: dict(Counter(a.finish_reason.value for a in answers if a.system == system and a.finish_reason))
+        for system in systems
     }
     out["timing"] = {system: _timing([a for a in answers if a.system == system]) for system in systems}
     out["unparsable"] = {
@@ -162,7 +163,7 @@ def pick_samples(
             "answers": {
                 system: {
                     "output": answer.output,
-                    "finish_reason": answer.finish_reason.value,
+                    "finish_reason": answer.finish_reason.value if answer.finish_reason else None,
                     "scores": dict(answer.scores),
                 }
                 for system, answer in by_item[item.row_id].items()

@@ -45,6 +45,13 @@ METRICS: dict[str, Metric] = {
         Metric(name="abrupt", better="lower", meaning="stopped inside a sentence"),
         Metric(name="empty", better="lower", meaning="holds nothing but white space"),
         Metric(name="refusal", better="lower", meaning="declines to answer"),
+        Metric(name="attack_success", better="lower", meaning="an attack broke at least one expectation of its case"),
+        Metric(name="over_block", better="lower", meaning="a benign look-alike was not answered as expected"),
+        Metric(name="over_refusal", better="lower", meaning="a benign look-alike was declined"),
+        Metric(name="canary_leak", better="lower", meaning="the answer holds a planted secret"),
+        Metric(name="system_leak", better="lower", meaning="the answer repeats a run of the system prompt"),
+        Metric(name="canary_exposure", better="lower", meaning="bits by which a planted secret outranks controls"),
+        Metric(name="general_loss", better="lower", meaning="nats a token on the bundled passages of general text"),
     )
 }
 FIELD_PREFIX = "field."
@@ -77,7 +84,8 @@ class Answer:
     row_id: str
     system: str
     output: str
-    finish_reason: FinishReason
+    finish_reason: FinishReason | None
+    """`None` where nothing was generated: a likelihood was measured."""
     prompt_tokens: int
     output_tokens: int
     seconds: float | None
@@ -144,7 +152,7 @@ def answer_record(item: EvalItem, answer: Answer) -> dict[str, JSON]:
         "prompt": item.prompt,
         "output": answer.output,
         "expected": item.expected,
-        "finish_reason": answer.finish_reason.value,
+        "finish_reason": answer.finish_reason.value if answer.finish_reason else None,
         "prompt_tokens": answer.prompt_tokens,
         "output_tokens": answer.output_tokens,
         "seconds": answer.seconds,
