@@ -1,0 +1,1 @@
+"""The command line: one file a verb, each a skin over a function of `api`. No logic lives here."""

@@ -1,0 +1,198 @@
+"""The verbs as functions: the command line and the studio are skins over these.
+
+    import tunesmith.api as tunesmith
+    tunesmith.run("recipes/quickstart.yaml", overrides=["train.learning_rate=1e-4"])
+    tunesmith.show().stages["evaluate"].summary
+
+Every function takes `store`: a folder, else TUNESMITH_STORE, else `.tunesmith` in the current folder. They return plain
+frozen values and print nothing; `run` tells a `Listener` what happens. Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunesmith.api.difference import Difference, Side, difference, side_of_recipe, side_of_run
+from tunesmith.api.explanation import Explanation, explain_key, explain_row, explain_stage, looks_like_row
+from tunesmith.api.machine import this_machine
+from tunesmith.api.view import RunView, StageView, find_view, view_run
+from tunesmith.core.events import Listener, Silent
+from tunesmith.core.gc import Garbage, delete, find_garbage
+from tunesmith.core.plan import Change, Plan, PlannedStage, make_plan, with_estimates
+from tunesmith.core.recipe import Recipe, load_recipe, parse_recipe
+from tunesmith.core.run import execute
+from tunesmith.core.runs import RunRecord, artifact_of, find_run, run_names
+from tunesmith.core.stage import Stage
+from tunesmith.core.store import Store
+from tunesmith.errors import StoreError
+
+__all__ = [
+    "Change",
+    "Difference",
+    "Explanation",
+    "Garbage",
+    "Listener",
+    "Plan",
+    "PlannedStage",
+    "Recipe",
+    "RunView",
+    "StageView",
+    "Store",
+    "collect",
+    "diff",
+    "explain",
+    "gc",
+    "open_recipe",
+    "open_store",
+    "plan",
+    "run",
+    "runs",
+    "show",
+    "stages",
+]
+
+PathLike = str | Path
+
+
+def open_store(store: PathLike | None = None) -> Store:
+    """Return the store at `store`, else at TUNESMITH_STORE, else at `.tunesmith` in the current folder."""
+    return Store(Path(store or os.environ.get("TUNESMITH_STORE") or ".tunesmith").expanduser().absolute())
+
+
+def stages() -> dict[str, Stage]:
+    """Return all stages by name."""
+    from tunesmith.stages import load_stages
+
+    return load_stages()
+
+
+def open_recipe(recipe: PathLike, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe. Raises `RecipeError`."""
+    return load_recipe(Path(recipe), stages(), overrides=overrides)
+
+
+def plan(
+    recipe: PathLike,
+    *,
+    overrides: Sequence[str] = (),
+    until: str | None = None,
+    only: str | None = None,
+    store: PathLike | None = None,
+) -> Plan:
+    """Return what a run would do, why, and what it would take. Raises what `run` would raise before it starts."""
+    place = open_store(store)
+    made = make_plan(open_recipe(recipe, overrides=overrides), place, until=until, only=only)
+    return with_estimates(made, place)
+
+
+def run(
+    recipe: PathLike,
+    *,
+    overrides: Sequence[str] = (),
+    until: str | None = None,
+    only: str | None = None,
+    store: PathLike | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    argv: Sequence[str] = (),
+    listener: Listener | None = None,
+) -> RunView:
+    """Run what is not cached and return the run. Raises `TunesmithError` for what a user can act on."""
+    place = open_store(store)
+    made = make_plan(open_recipe(recipe, overrides=overrides), place, until=until, only=only)
+    machine = this_machine(device, workers=workers, argv=tuple(argv))
+    record = execute(made, place, listener=listener or Silent(), machine=machine)
+    return view_run(place, record)
+
+
+def show(run: str | None = None, stage: str | None = None, *, store: PathLike | None = None) -> RunView:
+    """Return a run (the newest by default), or one stage of it. Raises `StoreError` where there is none."""
+    return find_view(open_store(store), run, stage)
+
+
+def runs(*, store: PathLike | None = None) -> list[str]:
+    """Return the names of all runs, newest first."""
+    return run_names(open_store(store))
+
+
+def diff(before: str, after: str, *, store: PathLike | None = None) -> Difference:
+    """Compare two runs, two recipe files, or one of each; or two contracts, given as folders of artifacts.
+
+    Raises `StoreError` or `RecipeError` where one cannot be read.
+    """
+    place = open_store(store)
+    folders = [_contract_folder(place, name) for name in (before, after)]
+    if folders[0] is not None and folders[1] is not None:
+        return _contract_difference(before, after, folders[0], folders[1])
+    return difference(_side(place, before), _side(place, after))
+
+
+def _side(store: Store, name: str) -> Side:
+    if Path(name).suffix in (".yaml", ".yml"):
+        return side_of_recipe(open_recipe(name))
+    return side_of_run(store, find_run(store, name))
+
+
+def _contract_folder(store: Store, name: str) -> Path | None:
+    """Return the folder with `contract.json` that `name` means: a folder, an artifact's folder or its fingerprint."""
+    for folder in (Path(name), Path(name) / "data"):
+        if (folder / "contract.json").is_file():
+            return folder
+    fitting = [artifact for artifact in store.all("contract") if artifact.fingerprint.startswith(name)]
+    return fitting[0].path if len(fitting) == 1 and len(name) >= 6 else None
+
+
+def _contract_difference(before: str, after: str, a: Path, b: Path) -> Difference:
+    from tunesmith.chat.contract import diff_contracts
+
+    parts = tuple(
+        Change(key=f"{part.severity}: {part.part}", before=part.before, after=part.after)
+        for part in diff_contracts(a, b)
+    )
+    return Difference(before=before, after=after, stages=(), contract=parts)
+
+
+def explain(
+    what: str, *, run: str | None = None, recipe: PathLike | None = None, store: PathLike | None = None
+) -> Explanation:
+    """Tell all that is known of a row id, a `SOURCE:LINE`, a stage of a run, or a recipe key.
+
+    Raises `PlanError` where nothing is called that.
+    """
+    place = open_store(store)
+    known = stages()
+    record = find_run(place, run) if run is not None or run_names(place) else None
+    if record is not None and what in record.stages:
+        return explain_stage(artifact_of(place, record.stages[what]), _planned(place, record, recipe, what), what)
+    tables = {name: stage.stage for name, stage in record.stages.items()} if record else {}
+    head = what.split(".", 1)[0]
+    if looks_like_row(what) and head not in known and head not in tables:
+        if record is None:
+            raise StoreError("there are no runs yet", where=str(place.runs), hint="tunesmith run RECIPE")
+        return explain_row(place, record, what)
+    return explain_key(what, known, tables)
+
+
+def _planned(store: Store, record: RunRecord, recipe: PathLike | None, table: str) -> PlannedStage | None:
+    """Return what a run would do with a stage now: by the recipe file, or by the run's copy where that is gone."""
+    path = Path(recipe or record.recipe_path)
+    if path.exists():
+        loaded = open_recipe(path, overrides=record.overrides)
+    else:
+        text = (store.runs / record.run / "recipe.yaml").read_text(encoding="utf-8")
+        loaded = parse_recipe(text, stages(), path=path, overrides=record.overrides)
+    if table not in loaded.tables:
+        return None
+    return next(planned for planned in make_plan(loaded, store, until=table).stages if planned.name == table)
+
+
+def gc(*, store: PathLike | None = None) -> tuple[Garbage, ...]:
+    """Return what no run and no ref needs; nothing is deleted. `collect` deletes it."""
+    return find_garbage(open_store(store))
+
+
+def collect(garbage: Sequence[Garbage], *, store: PathLike | None = None) -> int:
+    """Delete what `gc` returned and is still garbage; return the bytes freed. Raises `StoreError` while a run works."""
+    return delete(open_store(store), garbage)

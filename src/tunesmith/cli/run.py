@@ -1,0 +1,46 @@
+"""`tunesmith run`: run what a recipe needs and the store does not have."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.options import OnlyOption, RecipeArgument, SetOption, StoreOption, UntilOption
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command("run")
+    def run(
+        recipe: RecipeArgument,
+        overrides: SetOption = None,
+        until: UntilOption = None,
+        only: OnlyOption = None,
+        store: StoreOption = None,
+        device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu or cuda.")] = "auto",
+        workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
+    ) -> None:
+        """Run a recipe: only what changed, resumed where it stopped."""
+        from rich.console import Console
+
+        import tunesmith.api as api
+        from tunesmith.cli.progress import TerminalListener
+        from tunesmith.cli.show import print_run
+
+        console = Console()
+        with TerminalListener(console) as listener:
+            view = api.run(
+                recipe,
+                overrides=overrides or (),
+                until=until,
+                only=only,
+                store=store,
+                device=device,
+                workers=workers,
+                argv=["tunesmith", *sys.argv[1:]],
+                listener=listener,
+            )
+        print_run(console, view)
