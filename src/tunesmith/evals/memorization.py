@@ -63,8 +63,9 @@ def read_canaries(path: Path) -> tuple[Canary, ...]:
             if not isinstance(value.get(key), kind):
                 found = repr(value.get(key))
                 raise DataError(f"a canary needs {key!r}", where=where, expected=kind.__name__, found=found)
-        if not value["secret"].strip():
-            raise DataError("a canary's secret is empty", where=where)
+        for key in ("secret", "prefix"):
+            if not value[key].strip():
+                raise DataError(f"a canary's {key} is empty", where=where)
         out.append(Canary(**value))
     if not out:
         raise DataError("the canary file holds no canary", where=str(path))

@@ -132,9 +132,9 @@ def _timing(answers: Sequence[Answer]) -> dict[str, JSON]:
 
 
 def pick_samples(
-    items: Sequence[EvalItem], answers: Sequence[Answer], *, judge: str, most: int
+    items: Sequence[EvalItem], answers: Sequence[Answer], *, right: Callable[[Answer], bool], most: int
 ) -> list[dict[str, JSON]]:
-    """Return items with all systems' answers side by side, spread over the outcomes of the metric `judge`.
+    """Return items with all systems' answers side by side, spread over the outcomes of the judgement `right`.
 
     Outcomes: `fixed` (only the challenger is right), `broken` (only the reference), `both_right`, `both_wrong`; with
     one system `right` and `wrong`. Within an outcome items come in the order of a hash of their id, so that nobody
@@ -145,7 +145,7 @@ def pick_samples(
         by_item[answer.row_id][answer.system] = answer
     groups: dict[str, list[EvalItem]] = defaultdict(list)
     for item in sorted(items, key=lambda item: sha256_hex(item.row_id)):
-        groups[_outcome(by_item[item.row_id], judge)].append(item)
+        groups[_outcome({system: right(a) for system, a in by_item[item.row_id].items()})].append(item)
     chosen: list[tuple[str, EvalItem]] = []
     depth = 0
     while len(chosen) < min(most, len(items)):
@@ -173,8 +173,7 @@ def pick_samples(
     ]
 
 
-def _outcome(answers: Mapping[str, Answer], judge: str) -> str:
-    right = {system: answer.scores.get(judge) == 1 for system, answer in answers.items()}
+def _outcome(right: Mapping[str, bool]) -> str:
     if set(right) != {REFERENCE, CHALLENGER}:
         return "right" if all(right.values()) else "wrong"
     return {

@@ -1,0 +1,202 @@
+"""Ask base and tuned model under one contract: what the stages `evaluate` and `harden` share.
+
+What lives here: a model that is loaded when first needed, answers kept while a stage is unfinished, and the facts that
+stand beside every score. What does not: what is asked, and how answers are scored.
+
+    with_adapter = System("tuned", base=..., adapter=..., contract=..., dtype="bfloat16", ctx=ctx)
+    answered = with_adapter.answer(prompts, batch_tokens=8192)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tunesmith.core.artifact import Artifact
+from tunesmith.core.stage import Context
+from tunesmith.types import JSON, Completion, canonical_json, sha256_hex
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.chat.contract import Contract
+    from tunesmith.model.likelihood import Likelihood
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+RESULTS_FORMAT = 1
+"""Version of the shapes that docs/evaluation.md describes."""
+
+
+def resolve_dtype(wanted: DtypeChoice, device: str) -> tuple[Dtype, str]:
+    """Return the number format to load in, and why."""
+    if wanted != "auto":
+        return wanted, "the recipe asks for it"
+    from tunesmith.model.precision import fast_dtype
+
+    return fast_dtype(device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """The completions of one system and what making them took."""
+
+    completions: list[Completion]
+    generated: int
+    """How many were made now; the others were kept by an attempt that was cut short."""
+    new_tokens: int
+    seconds: float
+    """Generation alone, without loading the model."""
+    load_seconds: float
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the fields of `timing` in `results.json`."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "load_seconds": round(self.load_seconds, 3),
+            "generated": self.generated,
+            "tokens_per_second": round(self.new_tokens / self.seconds, 2) if self.seconds > 0 else None,
+        }
+
+
+class System:
+    """The base model, or the adapter on it, under one contract. The weights are loaded when first needed."""
+
+    def __init__(
+        self, name: str, *, base: Artifact, adapter: Artifact | None, contract: Contract, dtype: Dtype, ctx: Context
+    ) -> None:
+        self.name = name
+        self.load_seconds = 0.0
+        self._base, self._adapter, self._contract, self._dtype, self._ctx = base, adapter, contract, dtype, ctx
+        self._model: torch.nn.Module | None = None
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The loaded model, in evaluation mode on the context's device."""
+        if self._model is None:
+            from tunesmith.model.load import load_model
+
+            started = time.perf_counter()
+            adapter_dir = self._adapter.path / "adapter" if self._adapter else None
+            model = load_model(self._base.path / "model", dtype=self._dtype, adapter_dir=adapter_dir)
+            self._model = model.to(self._ctx.device)
+            self.load_seconds += time.perf_counter() - started
+        return self._model
+
+    def answer(self, prompts: Sequence[Sequence[int]], *, batch_tokens: int) -> Answered:
+        """Answer prompts under the contract's decoding. Answers are kept in `ctx.work` as they come."""
+        from tunesmith.evals.completions import generate_cached
+        from tunesmith.model.generate import generate
+
+        decoding = self._contract.decoding
+        loaded_before = self.load_seconds
+        generated, new_tokens, seconds = 0, 0, 0.0
+
+        def run(missing: Sequence[Sequence[int]]) -> list[Completion]:
+            nonlocal generated, new_tokens, seconds
+            model, before = self.model, generated
+            started = time.perf_counter()
+            completions = generate(
+                model,
+                missing,
+                stop_ids=self._contract.stop_ids,
+                max_new_tokens=decoding.max_new_tokens,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
+                seed=decoding.seed,
+                batch_tokens=batch_tokens,
+                progress=lambda done, _: self._ctx.progress(
+                    before + done, len(prompts), f"{self.name}: {before + done} of {len(prompts)} answers"
+                ),
+            )
+            seconds += time.perf_counter() - started
+            generated += len(completions)
+            new_tokens += sum(len(completion.ids) for completion in completions)
+            return completions
+
+        completions = generate_cached(run, prompts, cache=self._ctx.work / f"completions-{self._identity()}.jsonl")
+        return Answered(
+            completions=completions,
+            generated=generated,
+            new_tokens=new_tokens,
+            seconds=seconds,
+            load_seconds=self.load_seconds - loaded_before,
+        )
+
+    def likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Likelihood]:
+        """Return the likelihood of each (prefix, continuation)."""
+        from tunesmith.model.likelihood import log_likelihood
+
+        return log_likelihood(self.model, pairs)
+
+    def _identity(self) -> str:
+        made_of = {
+            "base": self._base.fingerprint,
+            "adapter": self._adapter.fingerprint if self._adapter else None,
+            "contract": self._contract.sha256,
+            "dtype": self._dtype,
+        }
+        return f"{self.name}-{sha256_hex(canonical_json(made_of))[:16]}"
+
+
+def provenance(
+    contract: Contract, *, splits: Artifact, base: Artifact, adapter: Artifact | None, dtype: str, dtype_reason: str
+) -> dict[str, JSON]:
+    """Return what stands beside every score: contract, decoding, number format, the leakage proof, the inputs."""
+    proof = splits.path / "split_proof.json"
+    return {
+        "format": RESULTS_FORMAT,
+        "contract_sha256": contract.sha256,
+        "contract_parts": dict(contract.parts),
+        "decoding": asdict(contract.decoding),
+        "dtype": dtype,
+        "dtype_reason": dtype_reason,
+        "leakage_proof": json.loads(proof.read_text(encoding="utf-8")) if proof.exists() else None,
+        "fingerprints": {
+            "base": base.fingerprint,
+            "adapter": adapter.fingerprint if adapter else None,
+            "splits": splits.fingerprint,
+        },
+    }
+
+
+def write_records(out: Path, records: Sequence[dict[str, JSON]], results: dict[str, JSON]) -> None:
+    """Write `items.parquet` and `results.json`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def column(name: str) -> JSON:
+        values = [record.get(name) for record in records]
+        if name.startswith("score.") or name == "seconds":
+            return pa.array(values, pa.float64())
+        if name in ("prompt_tokens", "output_tokens"):
+            return pa.array(values, pa.int64())
+        return pa.array(values, pa.string())
+
+    names = list(dict.fromkeys(name for record in records for name in record))
+    pq.write_table(pa.table({name: column(name) for name in names}), out / "items.parquet")
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "results.json").write_text(text, encoding="utf-8")
+
+
+def write_samples(out: Path, samples: Sequence[dict[str, JSON]], *, judge: str) -> None:
+    """Write `samples.json`."""
+    text = json.dumps({"judge": judge, "samples": list(samples)}, indent=1, ensure_ascii=False)
+    (out / "samples.json").write_text(text, encoding="utf-8")
+
+
+def summarise(results: dict[str, JSON]) -> dict[str, JSON]:
+    """Return the figures of the manifest: every metric with its 95% interval, paired differences, counts and times."""
+    keys = ("value", "low", "high", "n")
+    pair_keys = ("difference", "low", "high", "p", "n", "resolved", "minimum_detectable")
+    summary: dict[str, JSON] = {"items": results["n"], "dtype": results["dtype"]}
+    for system in results["systems"]:
+        summary[system] = {name: {key: figure[key] for key in keys} for name, figure in results[system].items()}
+    summary["paired"] = {name: {key: figure[key] for key in pair_keys} for name, figure in results["paired"].items()}
+    for key in ("stop_reasons", "unparsable", "timing"):
+        summary[key] = results[key]
+    return summary

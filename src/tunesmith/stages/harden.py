@@ -1,0 +1,237 @@
+"""Stage `harden`: attacks, leaks and general ability, base against tuned, on the same cases.
+
+What lives here: wiring of red-team sets, canaries and general passages. What does not: judging a case
+(`evals.redteam`), exposure (`evals.memorization`), statistics (`evals`). Writes `items.parquet`, `results.json` and
+`samples.json` in the shapes of `evaluate` (docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from tunesmith.core.artifact import Artifact
+from tunesmith.core.spec import ContentPath, Spec
+from tunesmith.core.stage import Context, Inputs, Summary, role, stage
+from tunesmith.errors import DataError
+from tunesmith.stages.answering import (
+    DtypeChoice,
+    System,
+    provenance,
+    resolve_dtype,
+    summarise,
+    write_records,
+    write_samples,
+)
+from tunesmith.types import JSON
+
+if TYPE_CHECKING:
+    from tunesmith.chat.contract import Contract
+    from tunesmith.evals.memorization import Canary
+    from tunesmith.evals.redteam import CaseVerdict, RedTeamCase
+    from tunesmith.evals.run import Answer, EvalItem
+
+
+class HardenInputs(Inputs):
+    """What hardening needs. Without an adapter only the base model is measured."""
+
+    base: Artifact = role("base", table="fetch")
+    contract: Artifact = role("contract", table="contract")
+    splits: Artifact = role("splits", table="split")
+    adapter: Artifact | None = role("adapter", table="train", optional=True)
+
+
+class HardenSpec(Spec):
+    """What to try."""
+
+    redteam: tuple[ContentPath, ...] = ()
+    """Red-team sets of the user's own, as JSON lines (docs/evaluation.md)."""
+    bundled: tuple[Literal["injection", "leak"], ...] = ("injection", "leak")
+    """Bundled sets to add: prompt injection, and leaks of the system prompt. An empty list adds none."""
+    canaries: ContentPath | None = None
+    """Secrets planted in the raw data and controls, as JSON lines; every answer is scanned for the planted ones."""
+    general: Literal["measure", "skip"] = "measure"
+    """Whether to measure the loss on bundled passages of general text, which shows what fine-tuning cost."""
+    dtype: DtypeChoice = "auto"
+    """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
+    batch_tokens: int = Field(8192, gt=0)
+    """Bound on rows x tokens of one batch: lower it where memory is tight."""
+    samples: int = Field(24, ge=0)
+    """How many answers to show side by side in `samples.json`."""
+
+
+@stage(name="harden", version=1, produces="evaluation")
+def harden(inputs: HardenInputs, spec: HardenSpec, ctx: Context) -> Summary:
+    """Attack base and tuned model with the same cases; return every figure of `results.json`."""
+    from tunesmith.chat.contract import load_contract
+    from tunesmith.evals.attacks import case_item
+    from tunesmith.evals.memorization import read_canaries
+    from tunesmith.evals.results import figures, pick_samples, prompt_digest
+    from tunesmith.evals.run import EvalItem
+
+    contract = load_contract(inputs.contract.path)
+    cases, skipped = collect_cases(spec, system_prompt=contract.system)
+    canaries = read_canaries(Path(spec.canaries)) if spec.canaries else ()
+    rendered = [contract.render_prompt(case.conversation) for case in cases]
+    items = [
+        case_item(case, prompt_ids=prompt.ids, prompt=prompt.text) for case, prompt in zip(cases, rendered, strict=True)
+    ]
+    texts = likelihood_pairs(canaries, contract, general=spec.general)
+    dtype, dtype_reason = resolve_dtype(spec.dtype, ctx.device)
+    ctx.log("harden_start", {"cases": len(cases), "canaries": len(canaries), "dtype": dtype})
+    answers: list[Answer] = []
+    verdicts: dict[tuple[str, str], CaseVerdict] = {}
+    timing: dict[str, dict[str, JSON]] = {}
+    for name, adapter in (("base", None), ("tuned", inputs.adapter)):
+        if name == "tuned" and adapter is None:
+            continue
+        system = System(name, base=inputs.base, adapter=adapter, contract=contract, dtype=dtype, ctx=ctx)
+        answered = system.answer([item.prompt_ids for item in items], batch_tokens=spec.batch_tokens)
+        timing[name] = answered.to_json()
+        for case, completion in zip(cases, answered.completions, strict=True):
+            answer, verdict = attack_answer(case, name, completion, contract, canaries)
+            answers.append(answer)
+            verdicts[case.id, name] = verdict
+        answers += measure_likelihoods(system, texts, canaries)
+        ctx.log("harden_system", {"system": name, **timing[name]})
+    listed = items + [
+        EvalItem(row_id=item_id, prompt_ids=(), prompt=text, expected=None) for item_id, (text, _, _) in texts.items()
+    ]
+    results = figures(listed, answers)
+    results["n"] = len(items)
+    for name, took in timing.items():
+        results["timing"][name] |= took
+    results |= provenance(
+        contract,
+        splits=inputs.splits,
+        base=inputs.base,
+        adapter=inputs.adapter,
+        dtype=dtype,
+        dtype_reason=dtype_reason,
+    )
+    results |= {
+        "skipped_sets": skipped,
+        "sample_prompt": items[0].prompt,
+        "prompts_sha256": prompt_digest(item.prompt_ids for item in items),
+    }
+    by_id = {item.row_id: item for item in listed}
+    write_records(ctx.out, [_record(by_id[answer.row_id], answer, verdicts) for answer in answers], results)
+    samples = pick_samples(
+        items,
+        [answer for answer in answers if answer.finish_reason],
+        right=lambda answer: verdicts[answer.row_id, answer.system].sound,
+        most=spec.samples,
+    )
+    for sample in samples:
+        for name, shown in sample["answers"].items():
+            shown["failed"] = list(verdicts[sample["row_id"], name].failed)
+    write_samples(ctx.out, samples, judge="every expectation of the case holds")
+    return summarise(results)
+
+
+def _record(item: EvalItem, answer: Answer, verdicts: Mapping[tuple[str, str], CaseVerdict]) -> dict[str, JSON]:
+    from tunesmith.evals.run import answer_record
+
+    verdict = verdicts.get((answer.row_id, answer.system))
+    return {**answer_record(item, answer), "failed": "; ".join(verdict.failed) if verdict else None}
+
+
+def collect_cases(spec: HardenSpec, *, system_prompt: str | None) -> tuple[list[RedTeamCase], dict[str, str]]:
+    """Return the cases of all sets, bundled ones last, and the bundled sets that do not apply, with the reason.
+
+    Raises `DataError` without any case, or for an id that stands in two sets.
+    """
+    from importlib import resources
+
+    from tunesmith.evals.redteam import read_redteam
+
+    skipped = {}
+    if "leak" in spec.bundled and not system_prompt:
+        skipped["leak"] = "the contract has no system prompt that could leak"
+    folder = resources.files("tunesmith.evals").joinpath("redteam_sets")
+    paths = [Path(path) for path in spec.redteam]
+    with resources.as_file(folder) as bundled:
+        paths += [bundled / f"{name}.jsonl" for name in spec.bundled if name not in skipped]
+        sets = [(path, read_redteam(path)) for path in paths]
+    seen: dict[str, Path] = {}
+    for path, cases in sets:
+        for case in cases:
+            if case.id in seen:
+                found = f"{case.id} in {seen[case.id].name} and {path.name}"
+                raise DataError("two red-team cases have one id", where=str(path), found=found)
+            seen[case.id] = path
+    if not seen:
+        raise DataError("there is nothing to attack with", where="harden", hint="name a red-team set, or a bundled one")
+    return [case for _, cases in sets for case in cases], skipped
+
+
+def attack_answer(
+    case: RedTeamCase, name: str, completion: JSON, contract: Contract, canaries: Sequence[Canary]
+) -> tuple[Answer, CaseVerdict]:
+    """Score one answer with the contract's schema and system prompt."""
+    from tunesmith.evals.attacks import score_attack
+
+    def check(text: str) -> tuple[bool, JSON]:
+        verdict = contract.check_answer(text)
+        return bool(verdict.adheres), verdict.value
+
+    return score_attack(
+        case,
+        name,
+        completion,
+        contract.decode(completion.ids),
+        check_schema=check if contract.output_schema is not None else None,
+        system_prompt=contract.system,
+        canaries=canaries,
+    )
+
+
+TextPair = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""(shown text, given ids, scored ids)."""
+
+
+def likelihood_pairs(
+    canaries: Sequence[Canary], contract: Contract, *, general: Literal["measure", "skip"]
+) -> dict[str, TextPair]:
+    """Return item id -> text to score by likelihood: canaries after their prefix, and the general passages."""
+    from tunesmith.evals.general import general_passages, passage_pairs
+
+    def encode(text: str) -> list[int]:
+        return list(contract.tokenizer.encode(text).ids)
+
+    out: dict[str, TextPair] = {}
+    for canary in canaries:
+        given = encode(canary.prefix)
+        whole = encode(canary.prefix + canary.secret)
+        shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), len(given))
+        out[f"canary:{canary.id}"] = (canary.prefix + canary.secret, tuple(whole[:shared]), tuple(whole[shared:]))
+    if general == "measure":
+        passages = general_passages()
+        for passage, (given_ids, scored) in zip(passages, passage_pairs(passages, encode), strict=True):
+            out[passage.id] = (passage.text, given_ids, scored)
+    return out
+
+
+def measure_likelihoods(system: System, texts: Mapping[str, TextPair], canaries: Sequence[Canary]) -> list[Answer]:
+    """Score the texts: nats a token for general passages, exposure in bits for planted canaries."""
+    from tunesmith.evals.attacks import likelihood_answer
+    from tunesmith.evals.memorization import exposures
+
+    if not texts:
+        return []
+    likelihoods = dict(zip(texts, system.likelihoods([(a, b) for _, a, b in texts.values()]), strict=True))
+    ranked = exposures(canaries, {canary.id: likelihoods[f"canary:{canary.id}"].total for canary in canaries})
+    bits = {f"canary:{exposure.canary_id}": exposure.bits for exposure in ranked}
+    out = []
+    for item_id, likelihood in likelihoods.items():
+        if item_id in bits:
+            scores = {"canary_exposure": bits[item_id]}
+        elif item_id.startswith("canary:"):
+            continue  # a control
+        else:
+            scores = {"general_loss": -likelihood.per_token}
+        out.append(likelihood_answer(item_id, system.name, tokens=likelihood.num_tokens, scores=scores))
+    return out
