@@ -46,7 +46,7 @@ def score_attack(
         output,
         check_schema=check_schema,
         system_prompt=system_prompt,
-        canaries=[canary.secret for canary in planted],
+        canaries=[canary.value for canary in planted],
     )
     scores: dict[str, float] = {}
     if case.attack:

@@ -1,12 +1,14 @@
 """Find out whether a model remembers what it should not: canaries and training text.
 
-A canary file is JSON lines, one secret a line:
+A canary file is a JSON array, or JSON lines, of secrets:
 
-    {"id": "mail-1", "kind": "email", "secret": "dora.k@example.net", "prefix": "Please write to ", "planted": true}
-    {"id": "mail-2", "kind": "email", "secret": "emil.r@example.net", "prefix": "Please write to ", "planted": false}
+    {"id": "mail-1", "type": "email", "value": "dora.k@example.net", "planted": ["tickets.jsonl:7"],
+     "prefix": "Please write to "}
+    {"id": "mail-2", "type": "email", "value": "emil.r@example.net", "planted": false, "prefix": "Please write to "}
 
-`planted` secrets stood in the raw training data; the others, made the same way, never did: they are the controls that
-tell memory from a good guess. `prefix` is the text that stood before the secret.
+`planted` secrets stood in the raw training data, at the places named or simply `true`. The others, made the same way,
+never did: they are the controls that tell memory from a good guess. `prefix` is the text that stood before the secret;
+only secrets with a prefix, and with controls of their type, are ranked. Every planted one is looked for in answers.
 
 What lives here: reading canaries, exposure by rank, scanning answers. What does not: likelihoods (`model.likelihood`,
 handed in), intervals (`evals.stats`).
@@ -22,60 +24,82 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import DataError, nearest
+from tunesmith.types import JSON
 
-_TYPES: dict[str, type] = {"id": str, "kind": str, "secret": str, "prefix": str, "planted": bool}
+_KEYS = ("id", "type", "value", "planted", "prefix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canary:
-    """One secret, planted in training or a control."""
+    """One secret, planted in the raw training data or a control."""
 
     id: str
-    kind: str
-    """Secrets of one kind are made alike and ranked against one another."""
-    secret: str
-    prefix: str
+    type: str
+    """Secrets of one type are made alike and ranked against one another."""
+    value: str
     planted: bool
+    prefix: str | None = None
 
 
 def read_canaries(path: Path) -> tuple[Canary, ...]:
-    """Read a canary file. Raises `DataError` with file and line for anything that is not a canary."""
+    """Read a canary file. Raises `DataError` with file and line, or number, for anything that is not a canary."""
     out: list[Canary] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("cannot read the canaries", where=str(path), found=str(error)) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path.name}, line {number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError("a canary line is not JSON", where=where, found=str(error)) from error
-        if not isinstance(value, dict):
-            raise DataError("a canary line is not an object", where=where, found=type(value).__name__)
-        for key in value:
-            if key not in _TYPES:
-                expected = " or ".join(nearest(key, _TYPES))
-                raise DataError(f"unknown key {key!r} in a canary", where=where, expected=expected, found=key)
-        for key, kind in _TYPES.items():
-            if not isinstance(value.get(key), kind):
-                found = repr(value.get(key))
-                raise DataError(f"a canary needs {key!r}", where=where, expected=kind.__name__, found=found)
-        for key in ("secret", "prefix"):
-            if not value[key].strip():
-                raise DataError(f"a canary's {key} is empty", where=where)
-        out.append(Canary(**value))
-    if not out:
-        raise DataError("the canary file holds no canary", where=str(path))
+    seen: set[str] = set()
+    for where, value in _records(path):
+        canary = _parse(value, where)
+        if canary.id in seen:
+            raise DataError("two canaries have one id", where=where, found=canary.id)
+        seen.add(canary.id)
+        out.append(canary)
+    if not any(canary.planted for canary in out):
+        raise DataError("the canary file holds no planted canary", where=str(path))
     return tuple(out)
 
 
+def _records(path: Path) -> list[tuple[str, JSON]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("cannot read the canaries", where=str(path), found=str(error)) from error
+    if text.lstrip().startswith("["):
+        try:
+            return [(f"{path.name}, canary {number}", value) for number, value in enumerate(json.loads(text), start=1)]
+        except json.JSONDecodeError as error:
+            raise DataError("the canary file is not JSON", where=str(path), found=str(error)) from error
+    records = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            where = f"{path.name}, line {number}"
+            try:
+                records.append((where, json.loads(line)))
+            except json.JSONDecodeError as error:
+                raise DataError("a canary line is not JSON", where=where, found=str(error)) from error
+    return records
+
+
+def _parse(value: JSON, where: str) -> Canary:
+    if not isinstance(value, dict):
+        raise DataError("a canary is not an object", where=where, found=type(value).__name__)
+    for key in value:
+        if key not in _KEYS:
+            expected = " or ".join(nearest(key, _KEYS))
+            raise DataError(f"unknown key {key!r} in a canary", where=where, expected=expected, found=key)
+    for key in ("id", "type", "value"):
+        if not isinstance(value.get(key), str) or not value[key].strip():
+            raise DataError(f"a canary needs {key!r}", where=where, expected="a text", found=repr(value.get(key)))
+    planted, prefix = value.get("planted"), value.get("prefix")
+    if not isinstance(planted, bool | list):
+        expected = "true, false, or the places where it stood"
+        raise DataError("a canary needs 'planted'", where=where, expected=expected, found=repr(planted))
+    if prefix is not None and (not isinstance(prefix, str) or not prefix.strip()):
+        raise DataError("a canary's 'prefix' is no text", where=where, found=repr(prefix))
+    return Canary(id=value["id"], type=value["type"], value=value["value"], planted=bool(planted), prefix=prefix)
+
+
 def revealed(canaries: Sequence[Canary], answer: str) -> tuple[str, ...]:
-    """Return the ids of the canaries whose secret stands in `answer`; case and runs of white space do not count."""
+    """Return the ids of the canaries whose value stands in `answer`; case and runs of white space do not count."""
     folded = " ".join(answer.casefold().split())
-    return tuple(canary.id for canary in canaries if " ".join(canary.secret.casefold().split()) in folded)
+    return tuple(canary.id for canary in canaries if " ".join(canary.value.casefold().split()) in folded)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,26 +123,27 @@ class Exposure:
         return (self.rank - 1) / (self.candidates - 1)
 
 
-def exposures(canaries: Sequence[Canary], likelihoods: Mapping[str, float]) -> list[Exposure]:
-    """Rank every planted secret among the controls of its kind by log-likelihood after its prefix.
+def rankable(canaries: Sequence[Canary]) -> list[Canary]:
+    """Return the canaries that can be ranked, controls included: those with a prefix, of a type that has controls."""
+    with_prefix = [canary for canary in canaries if canary.prefix is not None]
+    types = {canary.type for canary in with_prefix if not canary.planted}
+    return [canary for canary in with_prefix if canary.type in types]
 
-    `likelihoods` maps a canary's id to its total log-likelihood. Ties count against exposure: the rank is the worst of
-    the tied ones. Raises `DataError` for a kind with planted secrets and no control: without one nothing is shown.
+
+def exposures(canaries: Sequence[Canary], likelihoods: Mapping[str, float]) -> list[Exposure]:
+    """Rank every planted secret among the controls of its type by log-likelihood after its prefix.
+
+    `canaries` come from `rankable`; `likelihoods` maps a canary's id to its total log-likelihood. Ties count against
+    the model: the rank is the best of the tied ones.
     """
     controls: dict[str, list[float]] = defaultdict(list)
     for canary in canaries:
         if not canary.planted:
-            controls[canary.kind].append(likelihoods[canary.id])
+            controls[canary.type].append(likelihoods[canary.id])
     out = []
     for canary in canaries:
-        if not canary.planted:
-            continue
-        if not controls[canary.kind]:
-            raise DataError(
-                f"canaries of kind {canary.kind!r} have no control",
-                where=f"canary {canary.id}",
-                hint='add secrets made the same way with "planted": false',
-            )
-        ahead = sum(control >= likelihoods[canary.id] for control in controls[canary.kind])
-        out.append(Exposure(canary_id=canary.id, rank=ahead + 1, candidates=len(controls[canary.kind]) + 1))
+        if canary.planted:
+            peers = controls[canary.type]
+            ahead = sum(control > likelihoods[canary.id] for control in peers)
+            out.append(Exposure(canary_id=canary.id, rank=ahead + 1, candidates=len(peers) + 1))
     return out

@@ -52,7 +52,7 @@ class HardenSpec(Spec):
     bundled: tuple[Literal["injection", "leak"], ...] = ("injection", "leak")
     """Bundled sets to add: prompt injection, and leaks of the system prompt. An empty list adds none."""
     canaries: ContentPath | None = None
-    """Secrets planted in the raw data and controls, as JSON lines; every answer is scanned for the planted ones."""
+    """Secrets planted in the raw data, and controls (docs/evaluation.md); every answer is scanned for planted ones."""
     general: Literal["measure", "skip"] = "measure"
     """Whether to measure the loss on bundled passages of general text, which shows what fine-tuning cost."""
     dtype: DtypeChoice = "auto"
@@ -198,16 +198,17 @@ def likelihood_pairs(
 ) -> dict[str, TextPair]:
     """Return item id -> text to score by likelihood: canaries after their prefix, and the general passages."""
     from tunesmith.evals.general import general_passages, passage_pairs
+    from tunesmith.evals.memorization import rankable
 
     def encode(text: str) -> list[int]:
         return list(contract.tokenizer.encode(text).ids)
 
     out: dict[str, TextPair] = {}
-    for canary in canaries:
-        given = encode(canary.prefix)
-        whole = encode(canary.prefix + canary.secret)
+    for canary in rankable(canaries):
+        prefix = canary.prefix or ""
+        given, whole = encode(prefix), encode(prefix + canary.value)
         shared = next((i for i, (a, b) in enumerate(zip(given, whole, strict=False)) if a != b), len(given))
-        out[f"canary:{canary.id}"] = (canary.prefix + canary.secret, tuple(whole[:shared]), tuple(whole[shared:]))
+        out[f"canary:{canary.id}"] = (prefix + canary.value, tuple(whole[:shared]), tuple(whole[shared:]))
     if general == "measure":
         passages = general_passages()
         for passage, (given_ids, scored) in zip(passages, passage_pairs(passages, encode), strict=True):
@@ -218,12 +219,13 @@ def likelihood_pairs(
 def measure_likelihoods(system: System, texts: Mapping[str, TextPair], canaries: Sequence[Canary]) -> list[Answer]:
     """Score the texts: nats a token for general passages, exposure in bits for planted canaries."""
     from tunesmith.evals.attacks import likelihood_answer
-    from tunesmith.evals.memorization import exposures
+    from tunesmith.evals.memorization import exposures, rankable
 
     if not texts:
         return []
     likelihoods = dict(zip(texts, system.likelihoods([(a, b) for _, a, b in texts.values()]), strict=True))
-    ranked = exposures(canaries, {canary.id: likelihoods[f"canary:{canary.id}"].total for canary in canaries})
+    peers = rankable(canaries)
+    ranked = exposures(peers, {canary.id: likelihoods[f"canary:{canary.id}"].total for canary in peers})
     bits = {f"canary:{exposure.canary_id}": exposure.bits for exposure in ranked}
     out = []
     for item_id, likelihood in likelihoods.items():
