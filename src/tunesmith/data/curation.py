@@ -1,0 +1,207 @@
+"""Curation: the rules of one data set applied to its rows, in order, with every action in a ledger.
+
+What lives here: the order of the rules and what comes out. What does not: the rules (`policy`, `filters`, `redact`,
+`dedup`), files (`stages.curate`).
+
+    curated = curate_rows(rows, Rules(licenses=("CC0-1.0",)), lint=None)
+    curated.rows, curated.ledger.rejects, curated.ledger.actions
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tunesmith.data.dedup import Duplicate, cluster_name, find_duplicates
+from tunesmith.data.filters import Lint, drop_contract_violations, drop_empty, drop_too_long
+from tunesmith.data.licenses import PERMISSIVE
+from tunesmith.data.lineage import Ledger
+from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed
+from tunesmith.data.redact import placeholder_detail, redact_row
+from tunesmith.errors import DataError
+from tunesmith.types import JSON, Row
+
+__all__ = ["Curated", "Lint", "Rules", "curate_rows"]
+
+_DUPLICATE_WORDS = {
+    "exact_duplicate": "the same prompt and answer as",
+    "near_duplicate": "nearly the same prompt and answer as",
+    "leak": "nearly the same prompt as the held-out",
+    "conflict": "nearly the same prompt, but another answer than",
+    "heldout_duplicate": "held-out, and nearly the same as",
+}
+_STAYS = ("conflict", "heldout_duplicate")
+
+
+class ShowProgress(Protocol):
+    """Show how far the work is."""
+
+    def __call__(self, done: float, total: float | None, note: str = "") -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What may stay and what must change."""
+
+    licenses: tuple[str, ...] = PERMISSIVE
+    unknown_license: str = "refuse"
+    opt_out: OptOut = field(default_factory=OptOut)
+    max_chars: int = 200_000
+    redact: frozenset[str] | None = None
+    near_threshold: float = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curated:
+    """The rows that stay, and the account of all."""
+
+    num_in: int
+    rows: list[Row]
+    ledger: Ledger
+    duplicates: list[dict[str, JSON]]
+    """One entry a duplicate: row, keeper, kind, score, cluster."""
+    personal_data: dict[str, JSON]
+    """Counts by type, masked samples."""
+
+    def summary(self) -> dict[str, JSON]:
+        """Return the figures of the stage."""
+        kinds = Counter(str(entry["kind"]) for entry in self.duplicates)
+        counts = self.personal_data["counts"]
+        return {
+            "rows_in": self.num_in,
+            "rows_kept": len(self.rows),
+            "rows_dropped": self.num_in - len(self.rows),
+            "dropped": dict(sorted(self.ledger.dropped.items())),
+            "changed": dict(sorted(self.ledger.changed.items())),
+            "flagged": dict(sorted(self.ledger.flagged.items())),
+            "duplicates_exact": kinds["exact_duplicate"],
+            "duplicates_near": kinds["near_duplicate"],
+            "leaks": kinds["leak"],
+            "conflicts": kinds["conflict"],
+            "pii": dict(counts),
+            "pii_rows": self.ledger.changed["personal_data"],
+            "licenses": dict(Counter(row.provenance.license or "unknown" for row in self.rows)),
+            "sources": dict(Counter(row.provenance.source for row in self.rows)),
+        }
+
+
+def curate_rows(
+    rows: Sequence[Row], rules: Rules, *, lint: Lint | None, progress: ShowProgress | None = None
+) -> Curated:
+    """Apply all rules. Raises `DataError` where no row is left."""
+    ledger = Ledger("curate")
+    steps = 5
+
+    def say(step: int, note: str) -> None:
+        if progress is not None:
+            progress(step, steps, note)
+
+    kept = drop_opted_out(rows, ledger, rules.opt_out)
+    kept = drop_unlicensed(kept, ledger, allowed=rules.licenses, unknown=rules.unknown_license)
+    say(1, f"{len(kept):,} rows may be used")
+    kept = drop_too_long(drop_empty(kept, ledger), ledger, max_chars=rules.max_chars)
+    if lint is not None:
+        kept = drop_contract_violations(kept, ledger, lint)
+    say(2, f"{len(kept):,} rows pass the quality rules")
+    kept, personal_data = _redact_all(kept, ledger, rules.redact, lint)
+    say(3, f"{ledger.changed['personal_data']:,} rows held personal data or secrets")
+    kept, duplicates = _drop_duplicates(kept, ledger, rules.near_threshold)
+    say(4, f"{len(kept):,} rows after duplicates")
+    if not kept:
+        raise _nothing_left(len(rows), ledger)
+    for row in kept:
+        ledger.keep(row)
+    ledger.balance(len(rows))
+    say(5, f"{len(kept):,} of {len(rows):,} rows kept")
+    return Curated(num_in=len(rows), rows=kept, ledger=ledger, duplicates=duplicates, personal_data=personal_data)
+
+
+def _nothing_left(num_in: int, ledger: Ledger) -> DataError:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in ledger.dropped.most_common())
+    hints = {
+        "license_unknown": "say the source's license in ingest.sources, or set curate.allow_unknown",
+        "license_refused": "add the licence to curate.licenses if you may use it",
+        "schema": "compare the contract's output_schema with the answers",
+    }
+    first = ledger.rejects[0] if ledger.rejects else None
+    return DataError(
+        f"none of {num_in} rows is left after curation",
+        where=f"{first.path}:{first.line}" if first else None,
+        expected="at least one row to train on",
+        found=f"{reasons}; the first: {first.detail}" if first else "no row came in",
+        hint=next((hints[reason] for reason, _ in ledger.dropped.most_common() if reason in hints), None),
+    )
+
+
+def _redact_all(
+    rows: Sequence[Row], ledger: Ledger, kinds: frozenset[str] | None, lint: Lint | None
+) -> tuple[list[Row], dict[str, JSON]]:
+    kept: list[Row] = []
+    counts: Counter[str] = Counter()
+    samples: dict[str, list[str]] = {}
+    for row in rows:
+        redacted = redact_row(row, kinds=kinds)
+        if not redacted.counts:
+            kept.append(row)
+            continue
+        violations = lint(redacted.row.conversation) if lint is not None else []
+        if violations:
+            detail = f"with its personal data replaced it breaks the contract: {violations[0][1]}"
+            ledger.drop(redacted.row, reason="redaction_breaks_contract", detail=detail)
+            continue
+        counts.update(redacted.counts)
+        for kind, sample in redacted.samples:
+            shown = samples.setdefault(kind, [])
+            if len(shown) < MAX_SAMPLES and sample not in shown:
+                shown.append(sample)
+        ledger.change(row, redacted.row, reason="personal_data", detail=placeholder_detail(redacted.counts))
+        kept.append(redacted.row)
+    return kept, {"counts": dict(sorted(counts.items())), "masked_samples": dict(sorted(samples.items()))}
+
+
+MAX_SAMPLES = 12
+
+
+def _drop_duplicates(rows: Sequence[Row], ledger: Ledger, threshold: float) -> tuple[list[Row], list[dict[str, JSON]]]:
+    """Drop duplicates until a round finds none: word weights follow the rows, so a round can uncover a few more."""
+    kept = list(rows)
+    entries: dict[str, dict[str, JSON]] = {}
+    gone: set[int] = {-1}
+    while gone:
+        gone = set()
+        staying: list[tuple[Duplicate, str, str]] = []
+        for duplicate in find_duplicates(kept, threshold=threshold):
+            row, keeper = kept[duplicate.row], kept[duplicate.keeper]
+            cluster = cluster_name(kept[duplicate.cluster])
+            detail = f"{_DUPLICATE_WORDS[duplicate.kind]} {_place(keeper)} (row {keeper.id}, cluster {cluster})"
+            if duplicate.kind in _STAYS:
+                staying.append((duplicate, detail, cluster))
+                continue
+            ledger.drop(row, reason=duplicate.kind, detail=detail, matched_id=keeper.id, score=duplicate.score)
+            gone.add(duplicate.row)
+            entries[row.id] = _entry(duplicate, row, keeper, cluster)
+        if not gone:
+            for duplicate, detail, cluster in staying:
+                row, keeper = kept[duplicate.row], kept[duplicate.keeper]
+                ledger.flag(row, reason=duplicate.kind, detail=detail, matched_id=keeper.id, score=duplicate.score)
+                entries[row.id] = _entry(duplicate, row, keeper, cluster)
+        kept = [row for index, row in enumerate(kept) if index not in gone]
+    return kept, list(entries.values())
+
+
+def _place(row: Row) -> str:
+    return f"{row.provenance.path}:{row.provenance.line}"
+
+
+def _entry(duplicate: Duplicate, row: Row, keeper: Row, cluster: str) -> dict[str, JSON]:
+    return {
+        "row_id": row.id,
+        "keeper_id": keeper.id,
+        "kind": duplicate.kind,
+        "score": duplicate.score,
+        "cluster": cluster,
+        "row_place": _place(row),
+        "keeper_place": _place(keeper),
+    }

@@ -1,0 +1,172 @@
+"""Lineage: one line for each thing that was done to a row, so that any row can be asked why it is or is not there.
+
+What lives here: `Action`, the ledger of a stage, and the `lineage.parquet` that it becomes. What does not: the rows.
+
+    ledger = Ledger("curate")
+    ledger.drop(row, reason="licence_unknown", detail="no licence is said; the recipe allows CC0-1.0")
+    ledger.keep(row)
+    in = kept + dropped by reason: `Ledger.balance` holds the stage to it
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunesmith.data.write import ParquetWriter, Reject, content_hash
+from tunesmith.types import Row
+
+LINEAGE_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
+        ("stage", pa.string()),
+        ("action", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("matched_id", pa.string()),
+        ("score", pa.float64()),
+        ("before_hash", pa.string()),
+        ("after_hash", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("line", pa.int64()),
+    ]
+)
+"""Columns of `lineage.parquet`. Hashes are `content_hash` of the conversation before and after the action."""
+
+ActionKind = Literal["keep", "change", "drop", "flag"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One thing that was done to one row."""
+
+    row_id: str
+    stage: str
+    action: ActionKind
+    reason: str | None
+    detail: str | None
+    matched_id: str | None
+    score: float | None
+    before_hash: str
+    after_hash: str | None
+    source: str
+    path: str
+    line: int
+
+
+class Ledger:
+    """What a stage did to its rows; it owns the count that must come out even."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.actions: list[Action] = []
+        self.rejects: list[Reject] = []
+        self.dropped: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.flagged: Counter[str] = Counter()
+        self.kept = 0
+
+    def keep(self, row: Row) -> None:
+        """Say that a row leaves the stage."""
+        self.kept += 1
+        digest = content_hash(row.conversation)
+        self._add("keep", row, None, None, before=digest, after=digest)
+
+    def change(self, before: Row, after: Row, *, reason: str, detail: str) -> None:
+        """Say that a row's text was changed; the row keeps its id."""
+        assert before.id == after.id
+        self.changed[reason] += 1
+        self._add(
+            "change",
+            before,
+            reason,
+            detail,
+            before=content_hash(before.conversation),
+            after=content_hash(after.conversation),
+        )
+
+    def flag(
+        self, row: Row, *, reason: str, detail: str, matched_id: str | None = None, score: float | None = None
+    ) -> None:
+        """Say that a row is worth a look; it stays."""
+        self.flagged[reason] += 1
+        digest = content_hash(row.conversation)
+        self._add("flag", row, reason, detail, before=digest, after=digest, matched_id=matched_id, score=score)
+
+    def drop(
+        self, row: Row, *, reason: str, detail: str, matched_id: str | None = None, score: float | None = None
+    ) -> None:
+        """Say that a row leaves the data, and keep it among the rejects."""
+        self.dropped[reason] += 1
+        digest = content_hash(row.conversation)
+        self._add("drop", row, reason, detail, before=digest, after=None, matched_id=matched_id, score=score)
+        origin = row.provenance
+        self.rejects.append(
+            Reject(
+                stage=self.stage,
+                reason=reason,
+                detail=detail,
+                source=origin.source,
+                path=origin.path,
+                line=origin.line,
+                row=row,
+                matched_id=matched_id,
+                score=score,
+            )
+        )
+
+    def balance(self, num_in: int) -> None:
+        """Hold the stage to its account: every row that came in was kept or dropped, once."""
+        num_dropped = sum(self.dropped.values())
+        assert num_in == self.kept + num_dropped, f"{num_in} rows in, {self.kept} kept, {num_dropped} dropped"
+
+    def _add(
+        self,
+        action: ActionKind,
+        row: Row,
+        reason: str | None,
+        detail: str | None,
+        *,
+        before: str,
+        after: str | None,
+        matched_id: str | None = None,
+        score: float | None = None,
+    ) -> None:
+        origin = row.provenance
+        self.actions.append(
+            Action(
+                row_id=row.id,
+                stage=self.stage,
+                action=action,
+                reason=reason,
+                detail=detail,
+                matched_id=matched_id,
+                score=score,
+                before_hash=before,
+                after_hash=after,
+                source=origin.source,
+                path=origin.path,
+                line=origin.line,
+            )
+        )
+
+
+def write_lineage(path: Path, actions: Iterable[Action]) -> None:
+    """Write actions in the order given."""
+    with ParquetWriter(path, LINEAGE_SCHEMA) as writer:
+        for action in actions:
+            writer.write({name: getattr(action, name) for name in LINEAGE_SCHEMA.names})
+
+
+def read_lineage(path: Path, *, row_id: str | None = None) -> list[Action]:
+    """Read all actions of a file, or those of one row."""
+    filters = [("row_id", "=", row_id)] if row_id is not None else None
+    table: Any = pq.read_table(path, filters=filters)
+    return [Action(**record) for record in table.to_pylist()]

@@ -1,0 +1,60 @@
+"""Policy: which rows may be used at all, by licence and by opt-out.
+
+What lives here: licence and opt-out rules over rows. What does not: which licences there are (`data.licenses`), quality
+(`data.filters`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunesmith.data.licenses import license_allowed, normal_license
+from tunesmith.data.lineage import Ledger
+from tunesmith.data.write import content_hash
+from tunesmith.types import Row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptOut:
+    """What was asked to leave."""
+
+    sources: frozenset[str] = frozenset()
+    subjects: frozenset[str] = frozenset()
+    content_hashes: frozenset[str] = frozenset()
+
+
+def drop_opted_out(rows: Sequence[Row], ledger: Ledger, opt_out: OptOut) -> list[Row]:
+    """Drop the rows of a source, a person or a content that opted out."""
+    kept = []
+    for row in rows:
+        origin = row.provenance
+        if origin.source in opt_out.sources:
+            ledger.drop(row, reason="opt_out", detail=f"the source {origin.source!r} opted out")
+        elif origin.subject is not None and origin.subject in opt_out.subjects:
+            ledger.drop(row, reason="opt_out", detail=f"the subject {origin.subject!r} opted out")
+        elif opt_out.content_hashes and content_hash(row.conversation) in opt_out.content_hashes:
+            ledger.drop(row, reason="opt_out", detail="this content opted out by its hash")
+        else:
+            kept.append(row)
+    return kept
+
+
+def drop_unlicensed(
+    rows: Sequence[Row], ledger: Ledger, *, allowed: Sequence[str], unknown: str = "refuse"
+) -> list[Row]:
+    """Drop rows whose licence is not allowed, and rows that say none unless `unknown` is `keep`."""
+    kept = []
+    for row in rows:
+        said = row.provenance.license
+        if normal_license(said) is None:
+            if unknown == "keep":
+                kept.append(row)
+            else:
+                ledger.drop(row, reason="license_unknown", detail=f"expected a licence, found {said!r}")
+        elif license_allowed(said or "", allowed):
+            kept.append(row)
+        else:
+            detail = f"expected one of {', '.join(allowed)}, found {said}"
+            ledger.drop(row, reason="license_refused", detail=detail)
+    return kept
