@@ -1,0 +1,368 @@
+"""Contract: exactly what the model is asked and how it answers, as one hashed value.
+
+What lives here: reading a contract's folder and refusing one that was changed, rendering, encoding, parsing, linting
+and checking through it. What does not: making the folder (`build`), comparing two (`diff`).
+
+    contract = load_contract(artifact.path)
+    contract.render_prompt(row.conversation.prompt).ids     # training, evaluation and the server send these
+    contract.encode(row.conversation, row_id=row.id)        # examples whose prefix is that prompt, id by id
+
+    contract.json     parts, their hashes, the hash over all
+    tokenizer/        tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json
+    golden.jsonl      conversations and the ids they must become
+    criteria.json     acceptance criteria: beside the contract, not part of it
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from tunesmith.chat.golden import Encode, GoldenVector, read_vectors, replay
+from tunesmith.chat.length import Overlong, cut
+from tunesmith.chat.mask import Reasoning, train, turn_weights, without_reasoning
+from tunesmith.chat.parse import Parsed, Parser
+from tunesmith.chat.parts import (
+    CONTRACT_FORMAT,
+    Decoding,
+    LossPolicy,
+    System,
+    SystemRule,
+    contract_hash,
+    part_hashes,
+    read_loss,
+)
+from tunesmith.chat.refusal import RefusalKind, Refused
+from tunesmith.chat.render import Rendered, Renderer
+from tunesmith.chat.schema import AnswerSchema, AnswerVerdict, read_schema, require_schema
+from tunesmith.chat.template import TEMPLATE_FILE, ChatTemplate
+from tunesmith.chat.tokenizer import Tokenizer
+from tunesmith.errors import ContractError
+from tunesmith.types import JSON, Conversation, Example, canonical_json, sha256_hex
+
+CONTRACT_FILE = "contract.json"
+TOKENIZER_DIR = "tokenizer"
+GOLDEN_FILE = "golden.jsonl"
+CRITERIA_FILE = "criteria.json"
+GENERATION_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """One way in which a conversation breaks the contract."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """A contract that was read and found unchanged. Immutable."""
+
+    sha256: str
+    parts: Mapping[str, str]
+    """Part name -> sha256."""
+    content: Mapping[str, JSON]
+    """Part name -> the part as plain JSON."""
+    criteria: tuple[str, ...]
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    golden: tuple[GoldenVector, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def system_rule(self) -> System:
+        """Where the system prompt comes from."""
+        part = self.content["system"]
+        return System(rule=SystemRule(part["rule"]), text=part["text"])
+
+    @property
+    def system(self) -> str | None:
+        """The contract's own system prompt, or `None` where it has none."""
+        return self.system_rule.text
+
+    @cached_property
+    def tools(self) -> tuple[Mapping[str, JSON], ...]:
+        """Tools that every conversation declares; empty where rows bring their own."""
+        return tuple(json.loads(self.content["tools"]["text"]))
+
+    @property
+    def output_schema(self) -> dict[str, JSON] | None:
+        """JSON Schema of the answer, or `None`."""
+        schema: dict[str, JSON] | None = self.content["output"]["schema"]
+        return schema
+
+    @property
+    def input_schema(self) -> dict[str, JSON] | None:
+        """JSON Schema of the variables that `render_input` takes, or `None`."""
+        schema: dict[str, JSON] | None = self.content["input"]["schema"]
+        return schema
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Token ids that end an answer; the first is the one that training teaches."""
+        return tuple(self.content["stop"]["ids"])
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        """How answers are generated."""
+        return Decoding(**self.content["decoding"])
+
+    @property
+    def guardrails(self) -> dict[str, JSON]:
+        """The guardrail policy, as the recipe states it."""
+        return dict(self.content["guardrails"])
+
+    @cached_property
+    def loss(self) -> LossPolicy:
+        """What trains."""
+        return read_loss(self.content["loss"])
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """Template, variables and tokenizer."""
+        part = self.content["template"]
+        date = datetime.date.fromisoformat(part["date"]) if part["date"] else None
+        return Renderer(self.template, {**self.tokenizer.special, **part["arguments"]}, self.tokenizer, date)
+
+    @cached_property
+    def parser(self) -> Parser:
+        """Reads answers under this template."""
+        return Parser.of(self.renderer)
+
+    @cached_property
+    def _schema(self) -> AnswerSchema | None:
+        return read_schema(self.output_schema)
+
+    @cached_property
+    def _input_schema(self) -> AnswerSchema | None:
+        return read_schema(self.input_schema)
+
+    def messages(self, conversation: Conversation) -> list[dict[str, JSON]]:
+        """Return the messages with the contract's system prompt applied. Raises `Refused` for a foreign one."""
+        messages = [message.to_json() for message in conversation.messages]
+        rule = self.system_rule
+        if rule.rule is SystemRule.FROM_ROWS:
+            return messages
+        given = messages[0] if messages and messages[0]["role"] in ("system", "developer") else None
+        if given is None:
+            return messages if rule.text is None else [{"role": "system", "content": rule.text}, *messages]
+        if rule.text is None or given.get("content") != rule.text:
+            raise Refused(
+                RefusalKind.FOREIGN_SYSTEM,
+                "the conversation has a system prompt other than the contract's",
+                expected=repr(rule.text)[:80] if rule.text is not None else "no system prompt",
+                found=repr(given.get("content"))[:80],
+                hint="remove the row's system message; the contract writes its own",
+            )
+        return messages
+
+    def tools_of(self, conversation: Conversation) -> tuple[Mapping[str, JSON], ...]:
+        """Return the tools that are rendered: the contract's, or the conversation's where the contract has none."""
+        return self.tools or conversation.tools
+
+    def render_prompt(self, conversation: Conversation) -> Rendered:
+        """Return what the server sends to the model: system prompt applied, generation prompt added.
+
+        Raises `Refused` where the conversation ends with the assistant's turn, which a server would not be sent.
+        """
+        if conversation.messages and conversation.messages[-1].role == "assistant":
+            raise Refused(
+                RefusalKind.BAD_INPUT,
+                "a prompt must end with what the assistant answers",
+                found="a conversation that ends with the assistant's own turn",
+                hint="pass conversation.prompt",
+            )
+        return self.renderer.prompt(self._shown(self.messages(conversation)), self.tools_of(conversation))
+
+    def encode(self, conversation: Conversation, *, row_id: str) -> list[Example]:
+        """Return training examples under the loss policy. Raises `Refused`, with a kind, where there are none."""
+        messages, tools, loss = self.messages(conversation), self.tools_of(conversation), self.loss
+        trained = train(self.renderer, messages, tools, train_on=loss.train_on, reasoning=loss.reasoning)
+        if loss.max_tokens is not None and loss.overlong is Overlong.DROP_OLDEST_TURNS:
+            while any(len(item.ids) > loss.max_tokens for item in trained):
+                messages = _without_oldest_turn(messages, loss.max_tokens)
+                trained = train(self.renderer, messages, tools, train_on=loss.train_on, reasoning=loss.reasoning)
+        examples = []
+        for item in trained:
+            ids, weights = item.ids, item.weights
+            if loss.max_tokens is not None:
+                ids, weights = cut(ids, weights, budget=loss.max_tokens, overlong=loss.overlong)
+            examples.append(Example(row_id=row_id, ids=ids, weights=weights))
+        return examples
+
+    def parse(self, answer: str | Sequence[int]) -> Parsed:
+        """Read an answer. Text without a stop counts as ended, ids without a stop as cut."""
+        if isinstance(answer, str):
+            return self.parser.parse(answer, ended=True)
+        stops = set(self.stop_ids)
+        end = next((index for index, token in enumerate(answer) if token in stops), None)
+        text = self.tokenizer.decode(answer if end is None else answer[:end], skip_special=False)
+        return self.parser.parse(text, ended=end is not None)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids without special tokens."""
+        return self.tokenizer.decode(ids, skip_special=True)
+
+    def check_answer(self, text: str) -> AnswerVerdict:
+        """Judge an answer by the output schema. Raises `ContractError` where the contract has none."""
+        return require_schema(self._schema).check(text)
+
+    def render_input(self, variables: Mapping[str, JSON]) -> Conversation:
+        """Return the conversation that asks for these variables, rendered by the contract's input template.
+
+        Raises `ContractError` where the contract has no input template, or the variables break its schema.
+        """
+        source = self.content["input"]["render"]
+        if source is None:
+            raise ContractError(
+                "this contract has no input template", hint="set input_render in the recipe, or send messages"
+            )
+        if self._input_schema is not None:
+            verdict = self._input_schema.check(canonical_json(dict(variables)))
+            if not verdict.adheres:
+                raise ContractError("the variables break the input schema", found="; ".join(verdict.errors))
+        text = ChatTemplate(source, name="input_render").render([], variables=variables)
+        return Conversation.from_json({"messages": [{"role": "user", "content": text}]})
+
+    def lint(self, conversation: Conversation) -> list[Violation]:
+        """Return every way in which a row breaks the contract; empty where it fits."""
+        found: list[Violation] = []
+        if self.tools and conversation.tools and list(conversation.tools) != list(self.tools):
+            found.append(Violation(kind="foreign_tools", message="the row's tools are not the contract's"))
+        if not self.tools and not conversation.tools and any(m.tool_calls for m in conversation.messages):
+            found.append(Violation(kind="missing_tools", message="the row calls tools that it does not declare"))
+        answer = conversation.answer
+        calls = bool(conversation.messages and conversation.messages[-1].tool_calls)
+        if self._schema is not None and answer is not None and not calls:
+            verdict = self._schema.check(answer)
+            if not verdict.adheres:
+                kind = "answer_breaks_schema" if verdict.parses else "answer_not_json"
+                found.append(Violation(kind=kind, message="; ".join(verdict.errors)))
+        try:
+            self.encode(conversation, row_id="lint")
+        except Refused as refusal:
+            found.append(
+                Violation(kind=refusal.kind.value, message=f"{refusal.what}: {refusal.found or ''}".rstrip(": "))
+            )
+        return found
+
+    def replay(self, encode_fn: Encode | None = None) -> None:
+        """Raise `ContractError` at the first golden vector that `encode_fn` does not reproduce.
+
+        `encode_fn` is an engine's own way from a conversation to prompt ids; left out, it is this contract's.
+        """
+        replay(self.golden, encode_fn or (lambda conversation: self.render_prompt(conversation).ids))
+
+    def _shown(self, messages: list[dict[str, JSON]]) -> list[dict[str, JSON]]:
+        """Return the messages as a server shows them: without reasoning where training drops it."""
+        if self.loss.reasoning is not Reasoning.DROP:
+            return messages
+        return [without_reasoning(message) for message in messages]
+
+
+def _without_oldest_turn(messages: Sequence[dict[str, JSON]], budget: int) -> list[dict[str, JSON]]:
+    """Drop the first user turn and all up to the next; keep the system prompt. Raises `Refused` where one is left."""
+    head = 1 if messages and messages[0]["role"] in ("system", "developer") else 0
+    users = [index for index, message in enumerate(messages) if message["role"] == "user" and index >= head]
+    if len(users) < 2 or not turn_weights(messages[users[1] :], LossPolicy().train_on):
+        raise Refused(
+            RefusalKind.OVERLONG,
+            "the last turn alone is longer than the budget",
+            expected=f"at most {budget} tokens",
+            hint="raise max_tokens, or shorten the row",
+        )
+    return [*messages[:head], *messages[users[1] :]]
+
+
+def load_contract(path: Path) -> Contract:
+    """Read a contract's folder and replay its golden vectors.
+
+    Raises `ContractError` naming the part where contract, template, tokenizer, generation parameters, golden vectors or
+    criteria were changed by hand, and where a golden vector is not reproduced.
+    """
+    document = _read_document(path)
+    content, hashes = document["parts"], document["hashes"]
+    actual = part_hashes(content)
+    for name, value in actual.items():
+        _require(hashes.get(name), value, part=name, where=path / CONTRACT_FILE)
+    _require(document["sha256"], contract_hash(actual), part="contract", where=path / CONTRACT_FILE)
+    folder = path / TOKENIZER_DIR
+    tokenizer = Tokenizer.load(folder)
+    _require(content["tokenizer"], tokenizer.describe(), part="tokenizer", where=folder)
+    text = _read_text(folder / TEMPLATE_FILE)
+    _require(content["template"]["sha256"], sha256_hex(text), part="template", where=folder / TEMPLATE_FILE)
+    generation = json.loads(_read_text(folder / GENERATION_FILE))
+    wanted = generation_config(content["decoding"], content["stop"])
+    _require(wanted, generation, part="decoding", where=folder / GENERATION_FILE)
+    golden = _read_text(path / GOLDEN_FILE)
+    _require(content["golden"]["sha256"], sha256_hex(golden), part="golden", where=path / GOLDEN_FILE)
+    criteria = _read_text(path / CRITERIA_FILE)
+    _require(document["criteria_sha256"], sha256_hex(criteria), part="criteria", where=path / CRITERIA_FILE)
+    contract = Contract(
+        sha256=document["sha256"],
+        parts=actual,
+        content=content,
+        criteria=tuple(json.loads(criteria)),
+        tokenizer=tokenizer,
+        template=ChatTemplate(text, name=TEMPLATE_FILE),
+        golden=read_vectors(golden),
+    )
+    contract.replay()
+    return contract
+
+
+def generation_config(decoding: Mapping[str, JSON], stop: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Return `generation_config.json` as it follows from a contract. It names no pad token: padding is the batch's."""
+    sampled = decoding["temperature"] > 0
+    out: dict[str, JSON] = {
+        "do_sample": sampled,
+        "eos_token_id": list(stop["ids"]),
+        "max_new_tokens": decoding["max_new_tokens"],
+    }
+    if sampled:
+        out["temperature"] = decoding["temperature"]
+        out["top_p"] = decoding["top_p"]
+    return out
+
+
+def _read_document(path: Path) -> dict[str, JSON]:
+    try:
+        document: dict[str, JSON] = json.loads(_read_text(path / CONTRACT_FILE))
+        known = document["format"] == CONTRACT_FORMAT and {"parts", "hashes", "sha256", "criteria_sha256"} <= set(
+            document
+        )
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ContractError("the contract cannot be read", where=str(path / CONTRACT_FILE), found=str(error)) from error
+    if not known:
+        raise ContractError(
+            "the contract has another format",
+            where=str(path / CONTRACT_FILE),
+            expected=f"format {CONTRACT_FORMAT}",
+            found=str(document.get("format")),
+            hint="build it again with this version",
+        )
+    return document
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContractError(
+            f"the contract's file {path.name!r} cannot be read", where=str(path), found=str(error)
+        ) from error
+
+
+def _require(expected: JSON, found: JSON, *, part: str, where: Path) -> None:
+    if expected != found:
+        raise ContractError(
+            f"the contract's part {part!r} was changed by hand",
+            where=str(where),
+            expected=canonical_json(expected)[:120],
+            found=canonical_json(found)[:120],
+            hint="restore the file, or change the recipe and build the contract again",
+        )
