@@ -76,7 +76,7 @@ def _card(match: re.Match[str]) -> bool:
     return (
         len(digits) in _CARD_LENGTHS
         and _CARD_PREFIX.match(digits) is not None
-        and len(set(digits)) > 2
+        and len(set(digits)) > 1
         and luhn_holds(digits)
     )
 
