@@ -51,7 +51,7 @@ def _run_stage(
         table=name,
         stage=stage,
         spec=spec,
-        settings=spec.settings(lambda path: {"path": Path(path).name, "sha256": store.hashes.sha256_of(Path(path))}),
+        settings=spec.settings(lambda path: Path(path).name),
         fingerprint=fingerprint_of(
             stage,
             spec.identity(store.hashes.sha256_of),

@@ -202,10 +202,9 @@ def _planned(
 
 def _settings(table: Table, store: Store) -> dict[str, JSON]:
     def content(path: str) -> JSON:
-        return {
-            "path": table.spellings.get(path, Path(path).name),
-            "sha256": store.hashes.sha256_of(Path(path)),
-        }
+        if path not in table.spellings:  # the Spec says that this is a name, such as a packaged model's
+            return path
+        return {"path": table.spellings[path], "sha256": store.hashes.sha256_of(Path(path))}
 
     return table.spec.settings(content)
 

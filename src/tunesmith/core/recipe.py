@@ -57,7 +57,7 @@ class Table:
 
     def settings(self) -> dict[str, JSON]:
         """Return all settings as plain JSON, paths in the user's spelling."""
-        return self.spec.settings(lambda path: self.spellings.get(path, Path(path).name))
+        return self.spec.settings(lambda path: self.spellings.get(path, path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -409,12 +409,12 @@ def check_content_exists(table: Table) -> None:
     """Raise `RecipeError` with line and key where a content path of the table names nothing."""
 
     def check(loc: Loc, path: str) -> str:
-        if not Path(path).exists():
+        if path in table.spellings and not Path(path).exists():
             raise RecipeError(
                 f"{_dotted(table.name, loc)} names a file that does not exist",
                 where=table.where(loc),
                 expected="a file or folder",
-                found=f"{table.spellings.get(path, path)} ({path})",
+                found=f"{table.spellings[path]} ({path})",
                 hint="paths in a recipe count from its folder, paths in --set from the current one",
             )
         return path
