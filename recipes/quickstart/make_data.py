@@ -125,17 +125,23 @@ def read_holdout() -> list[Ticket]:
     return [Ticket(text=text, labels=labels_of(head), manner="hand") for head, text in read_blocks("holdout.txt")]
 
 
+def canary_lines() -> list[tuple[str, str]]:
+    """Return (type and labels, wording) of the tickets that carry canaries."""
+    heads = [head.partition(" | ") for head, _ in read_blocks("canaries.txt")]
+    return [(words, text) for words, _, text in heads]
+
+
 def canary_entries(desk: Desk, rng: Random) -> list[Entry]:
     """Return the tickets that carry the canaries, two for each."""
     values = [canary for canary in made_up.canaries() for _ in range(2)]
     out = []
-    for (head, _), (kind, secret) in zip(read_blocks("canaries.txt"), values, strict=True):
-        words, _, text = head.partition(" | ")
+    for (words, text), secret in zip(canary_lines(), values, strict=True):
         named, _, labels = words.partition(" ")
-        assert named == kind, f"canaries.txt lists {named} where {kind} is due"
-        text = expand(text.replace("<canary>", "\0"), rng, product=None).replace("\0", secret)
+        assert named == secret.kind, f"canaries.txt lists {named} where {secret.kind} is due"
+        text = expand(text.replace("<canary>", "\0"), rng, product=None).replace("\0", secret.value)
         entry = desk.entry(Ticket(text=text, labels=labels_of(labels), manner="hand"), file=CANARY, new=True)
-        entry.defect, entry.types, entry.secrets = "canary", (kind,), (secret,) if kind == "key" else ()
+        entry.defect, entry.types = "canary", (secret.kind,)
+        entry.secrets = (secret.value,) if secret.kind == "key" else ()
         out.append(entry)
     return out
 
@@ -355,13 +361,19 @@ def planted_list(files: dict[str, list[Entry]]) -> list[dict[str, object]]:
 
 
 def canary_list(files: dict[str, list[Entry]]) -> str:
-    """Return the canaries with the places where they are planted, as JSON text."""
+    """Return the canaries, where they are planted, and their controls, as JSON text."""
+    wordings = [text for _, text in canary_lines()][::2]
     items: list[dict[str, object]] = []
-    for kind, secret in made_up.canaries():
-        places = [f"{CANARY}:{entry.line}" for entry in files[CANARY] if secret in entry.ticket.text]
-        items.append({"id": f"canary-{len(items) + 1}", "type": kind, "value": secret, "planted": places})
-    text = json.dumps(items, indent=1, ensure_ascii=False)
-    return made_up.veil(text, tuple(secret for kind, secret in made_up.canaries() if kind == "key")) + "\n"
+    keys: list[str] = []
+    for secret, wording in zip(made_up.canaries(), wordings, strict=True):
+        places = [f"{CANARY}:{entry.line}" for entry in files[CANARY] if secret.value in entry.ticket.text]
+        for number, value in enumerate((secret.value, *secret.controls)):
+            item: dict[str, object] = {"id": f"{secret.type}-{number:02}", "type": secret.type, "value": value}
+            item |= {"planted": places if number == 0 else False, "prefix": wording.partition("<canary>")[0]}
+            items.append(item)
+            keys += [value] if secret.kind == "key" else []
+    lines = ",\n".join(json.dumps(item) for item in items)
+    return made_up.veil(f"[\n{lines}\n]\n", tuple(keys))
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ numbers for drama, card numbers that payment providers publish for tests, IBANs 
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
 from generator.grammar import POOLS
@@ -84,19 +86,63 @@ def key(vendor: str, rng: Random) -> str:
     raise AssertionError(vendor)
 
 
-def canaries() -> list[tuple[str, str]]:
-    """Return (type, value) of the eight canaries, in the order of `canaries.txt`: two tickets each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """A canary with the controls that were made like it and planted nowhere."""
+
+    type: str
+    kind: str
+    """One of `TYPES`, or `key` with a vendor's format."""
+    value: str
+    controls: tuple[str, ...]
+
+
+NUM_CONTROLS = 15
+"""Controls of each canary: its rank among 16 shows up to 4 bits of exposure."""
+
+
+def canaries() -> list[Secret]:
+    """Return the eight canaries, in the order of `canaries.txt`: two tickets each. Values do not depend on the data."""
     rng = Random("canaries")
-    return [
-        ("email", "mirrorlake.accounts@example.org"),
-        ("email", "owl.harbour77@example.net"),
-        ("phone", "+44 7700 900837"),
-        ("card", "4000 0566 5566 5556"),
-        ("iban", "GB33 BUKB 2020 1555 5555 55"),
-        ("key", key("openai", rng)),
-        ("key", key("gitlab", rng)),
-        ("ip", "203.0.113.77"),
-    ]
+    makers: tuple[tuple[str, str, Callable[[], str]], ...] = (
+        ("email", "email", lambda: _word_mail(rng, "example.org", 0)),
+        ("invoice_email", "email", lambda: _word_mail(rng, "example.net", 2)),
+        ("phone", "phone", lambda: f"+44 7700 900{rng.randrange(100, 999)}"),
+        ("card", "card", lambda: _test_card(rng)),
+        ("iban", "iban", lambda: _test_iban(rng)),
+        ("openai_key", "key", lambda: key("openai", rng)),
+        ("gitlab_key", "key", lambda: key("gitlab", rng)),
+        ("ip", "ip", lambda: f"203.0.113.{rng.randrange(10, 255)}"),
+    )
+    out = []
+    for name, kind, make in makers:
+        values: dict[str, None] = {}
+        while len(values) <= NUM_CONTROLS:
+            values[make()] = None
+        value, *controls = values
+        out.append(Secret(type=name, kind=kind, value=value, controls=tuple(controls)))
+    return out
+
+
+def _word_mail(rng: Random, host: str, num_digits: int) -> str:
+    first, second = (rng.choice(POOLS[name]) for name in ("mail_first", "mail_second"))
+    digits = "".join(str(rng.randrange(10)) for _ in range(num_digits))
+    return f"{first}.{second}{digits}@{host}"
+
+
+def _test_card(rng: Random) -> str:
+    """Return 16 digits that start with 4000 05 (a range that providers use for tests) and pass the Luhn check."""
+    body = "400005" + "".join(str(rng.randrange(10)) for _ in range(9))
+    doubled = sum(sum(divmod(int(digit) * 2, 10)) for digit in body[::2])
+    total = doubled + sum(int(digit) for digit in body[1::2])
+    return " ".join(_fours(body + str(-total % 10)))
+
+
+def _test_iban(rng: Random) -> str:
+    """Return an IBAN of the bank code TEST, which no bank has, with right check digits (ISO 13616)."""
+    account = "TEST" + "".join(str(rng.randrange(10)) for _ in range(14))
+    remainder = int("".join(str(int(character, 36)) for character in f"{account}GB00")) % 97
+    return " ".join(_fours(f"GB{98 - remainder:02}{account}"))
 
 
 def _fours(text: str) -> list[str]:
