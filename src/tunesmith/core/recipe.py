@@ -237,6 +237,7 @@ def _apply(override: str, values: dict[str, JSON], stages: Mapping[str, Stage], 
     loc: Loc = (table,)
     for part in parts[1:-1]:
         at, loc = _descend(at, part, loc, spec_type, where)
+        marks.setdefault(loc, where)
     value = read_value(text, where=where)
     if isinstance(at, list):
         index = _list_index(at, parts[-1], where)
