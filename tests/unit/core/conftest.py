@@ -1,8 +1,10 @@
 """Toy stages for the kernel's tests, kept apart from the real ones by a registry of their own."""
 
+import errno
 import os
 import signal
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,8 +60,12 @@ class DoubleSpec(Spec):
     """Some ranks."""
     names: dict[str, int] = Field(default_factory=dict)
     """Some names."""
-    fail: Literal["no", "error", "kill", "interrupt"] = "no"
+    fail: Literal["no", "error", "kill", "interrupt", "full"] = "no"
     """How to end."""
+    megabytes: int = 0
+    """How much to write."""
+    meet: str | None = None
+    """Folder where to say `started` and wait for `go`."""
 
 
 class DoubleInputs(Inputs):
@@ -92,6 +98,14 @@ def run_double(inputs: DoubleInputs, spec: DoubleSpec, ctx: Context) -> dict:
     (ctx.out / "part.txt").write_text("half")
     ctx.log("doubling", {"rate": spec.rate})
     ctx.progress(1, 2, "half", loss=1.5)
+    if spec.meet is not None:
+        (Path(spec.meet) / f"started-{os.getpid()}").touch()
+        while not (Path(spec.meet) / "go").exists():
+            time.sleep(0.01)
+    if spec.megabytes:
+        (ctx.out / "big.bin").write_bytes(bytes(spec.megabytes << 20))
+    if spec.fail == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", str(ctx.out / "big.bin"))
     if spec.fail == "error":
         raise ValueError("this toy fails")
     if spec.fail == "interrupt":
