@@ -77,7 +77,7 @@ class Silent:
 def plain(value: Any) -> JSON:
     """Return `value` as JSON holds it: numbers of any library become Python's, `nan` and `inf` become words.
 
-    Raises `TypeError` for what has no plain form, such as a tensor.
+    Raises `TypeError` for what has no plain form, such as a tensor of many numbers.
     """
     if value is None or isinstance(value, (str, bool)):
         return value.value if isinstance(value, enum.Enum) else value
@@ -94,8 +94,8 @@ def plain(value: Any) -> JSON:
         return [plain(item) for item in value]
     if isinstance(value, PurePath):
         return str(value)
-    if type(value).__name__ == "bool_":
-        return bool(value)
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):  # a scalar of numpy or torch
+        return plain(value.item())
     raise TypeError(f"{type(value).__name__} has no plain JSON form: log numbers, text, lists and mappings")
 
 
