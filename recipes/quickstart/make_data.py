@@ -37,11 +37,14 @@ SYSTEM_PROMPT = (
 """The same text stands in `../quickstart.yaml`; some chat rows carry it, as exports often do."""
 
 ALPACA, CHATS, MAILS = "tickets_alpaca.jsonl", "tickets_chat.jsonl", "tickets_mail.csv"
-FORUM, CANARY, HOLDOUT = "tickets_forum.jsonl", "tickets_canary.jsonl", "tickets_holdout.jsonl"
+FORUM, CANARY = "tickets_forum.jsonl", "tickets_canary.jsonl"
+HOLDOUT, RECENT = "tickets_holdout.jsonl", "tickets_recent.jsonl"
 FILE_OF_MANNER = {"desk": ALPACA, "chat": CHATS, "mail": MAILS}
 
 NUM_EXACT, NUM_NEAR, NUM_LEAKED, NUM_TEMPLATED = 25, 30, 12, 40
 NUM_PII, NUM_UNLICENSED, NUM_OPTED_OUT = 40, 15, 20
+NUM_RECENT = 120
+"""Composed tickets of the last days, kept back as a test by time."""
 NEAR_MIN_WORDS = 38
 """A near-duplicate is planted only of tickets this long: in a short one, one other word makes another ticket."""
 OPTED_OUT_SUBJECT = "C-20777"
@@ -87,19 +90,20 @@ def build() -> dict[str, list[Entry]]:
     assert all(distinct.add(entry.ticket.text) for entry in canaries)
     composed = tickets(library, rng, distinct, manners={CHAT: 0.38, DESK: 0.45, MAIL: 0.17})
     clean = [desk.entry(ticket, file=FILE_OF_MANNER[ticket.manner]) for ticket in composed]
+    recent = keep_back(clean, desk, rng)
     add_form_fields(clean, rng)
     set_aside(clean, rng)
-    ordinary = [entry for entry in clean if entry.defect is None]
+    ordinary = [entry for entry in clean if entry.defect is None and entry.file != RECENT]
     add_pii(ordinary, rng)
     ordinary = [entry for entry in ordinary if entry.defect is None]
     for entry in rng.sample([entry for entry in ordinary if entry.file == CHATS], 60):
         entry.system = True
     ordinary = [entry for entry in ordinary if not entry.system]
     planted = repeats(ordinary, desk, rng)
-    planted += leaks(holdout, desk, rng)
+    planted += leaks([*holdout, *recent], desk, rng)
     planted += templated(desk, rng)
     planted += unreadable(desk)
-    files: dict[str, list[Entry]] = {name: [] for name in (ALPACA, CHATS, MAILS, FORUM, CANARY, HOLDOUT)}
+    files: dict[str, list[Entry]] = {name: [] for name in (ALPACA, CHATS, MAILS, FORUM, CANARY, HOLDOUT, RECENT)}
     for entry in [*holdout, *canaries, *clean, *planted]:
         files[entry.file].append(entry)
     for entries in files.values():
@@ -146,6 +150,15 @@ def canary_entries(desk: Desk, rng: Random) -> list[Entry]:
     return out
 
 
+def keep_back(clean: list[Entry], desk: Desk, rng: Random) -> list[Entry]:
+    """Move some composed tickets to the file of the last days, each of a customer who never wrote before."""
+    recent = rng.sample(clean, NUM_RECENT)
+    for entry in recent:
+        entry.file, entry.customer = RECENT, desk.customer(new=True)
+        entry.date = (date(2026, 7, 1) + timedelta(days=rng.randrange(10))).isoformat()
+    return recent
+
+
 def add_form_fields(entries: list[Entry], rng: Random) -> None:
     """Give some tickets of the desk the fields of the web form, as the `input` column of Alpaca rows has them."""
     for entry in entries:
@@ -168,7 +181,7 @@ def set_aside(clean: list[Entry], rng: Random) -> None:
         entry.defect, entry.file = "opted_out_source", FORUM
     for entry in rng.sample([e for e in clean if e.file == CHATS and e.defect is None], 3):
         entry.defect, entry.customer = "opted_out_subject", OPTED_OUT_SUBJECT
-    free = [e for e in clean if e.defect is None]
+    free = [e for e in clean if e.defect is None and e.file != RECENT]
     for entry, way in zip(rng.sample(free, len(defects.BREAKS)), defects.BREAKS, strict=True):
         entry.defect = "broken_answer"
         entry.answer = defects.broken_answer(entry.ticket.labels, rng, way=way)

@@ -261,10 +261,9 @@ def _roughen(text: str, rng: Random, *, angry: bool, formal: bool) -> str:
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Return the word 3-grams of a text, numbers read as one word; of a very short text the words as well."""
+    """Return the word 3-grams of a text, numbers read as one word; of a text under three words all of it."""
     words = ["0" if word.isdigit() else word for word in _WORD.findall(text.lower())]
-    grams = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
-    return frozenset(grams | set(words) if len(words) < 8 else grams)
+    return frozenset(" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
 
 
 class Distinct:

@@ -27,7 +27,7 @@ _HOSTS = ("example.com", "example.org", "example.net", "mail.example.com", "lark
 
 
 def value(kind: str, rng: Random) -> str:
-    """Return one made-up value of a type."""
+    """Return one made-up value of a type, never one that a canary or its control may have."""
     match kind:
         case "email":
             return (
@@ -38,7 +38,7 @@ def value(kind: str, rng: Random) -> str:
                 f"+1 202-555-01{rng.randrange(100):02}",
                 f"(312) 555-01{rng.randrange(100):02}",
                 f"+44 20 7946 0{rng.randrange(100, 999)}",
-                f"+44 7700 900{rng.randrange(100, 999)}",
+                f"+44 7700 900{rng.randrange(100, 500)}",
                 f"+49 30 23125{rng.randrange(100, 999)}",
                 f"+33 1 99 00 {rng.randrange(10, 99)} {rng.randrange(10, 99)}",
             )
@@ -52,7 +52,6 @@ def value(kind: str, rng: Random) -> str:
             return rng.choice((compact, " ".join(_fours(compact))))
         case "ip":
             forms = (
-                f"203.0.113.{rng.randrange(1, 255)}",
                 f"198.51.100.{rng.randrange(1, 255)}",
                 f"192.0.2.{rng.randrange(1, 255)}",
                 f"2001:db8::{rng.randrange(4096, 65535):x}:{rng.randrange(1, 4095):x}",
@@ -107,7 +106,7 @@ def canaries() -> list[Secret]:
     makers: tuple[tuple[str, str, Callable[[], str]], ...] = (
         ("email", "email", lambda: _word_mail(rng, "example.org", 0)),
         ("invoice_email", "email", lambda: _word_mail(rng, "example.net", 2)),
-        ("phone", "phone", lambda: f"+44 7700 900{rng.randrange(100, 999)}"),
+        ("phone", "phone", lambda: f"+44 7700 900{rng.randrange(500, 999)}"),
         ("card", "card", lambda: _test_card(rng)),
         ("iban", "iban", lambda: _test_iban(rng)),
         ("openai_key", "key", lambda: key("openai", rng)),
