@@ -59,6 +59,8 @@ class Trained:
     """Half-open character ranges that train."""
     ids: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
+    offsets: tuple[tuple[int, int], ...] = ()
+    """For each id, the half-open range of characters that it stands for."""
     turns: tuple[int, ...] = ()
     """Indices of the messages that train here."""
     prompt_lengths: tuple[int, ...] = ()
@@ -345,6 +347,7 @@ class _Sequence:
 
     ids: list[int]
     weights: list[float]
+    offsets: list[tuple[int, int]]
     text: Text
     marks: list[Mark]
     turns: list[int]
@@ -355,15 +358,17 @@ class _Sequence:
 def _as_ids(renderer: Renderer, turns: Sequence[_Turn], whole: Text) -> list[Trained]:
     sequences: list[_Sequence] = []
     for turn in turns:
-        prompt = renderer.encode(turn.prompt).ids
+        encoded = renderer.encode(turn.prompt)
+        prompt = encoded.ids
         target = _target(renderer, turn, prompt)
         grown = sequences[-1] if sequences else None
         if grown is not None and turn.prompt.startswith(grown.text) and prompt[: len(grown.ids)] == grown.ids:
             grown.weights += [0.0] * (len(prompt) - len(grown.ids))
         else:
-            grown = _Sequence([], [0.0] * len(prompt), turn.prompt, [], [], [])
+            grown = _Sequence([], [0.0] * len(prompt), [], turn.prompt, [], [], [])
             sequences.append(grown)
         grown.ids = prompt + target.ids
+        grown.offsets = encoded.offsets + target.offsets
         grown.weights += _token_weights(target.offsets, turn.marks)
         grown.text = turn.text
         grown.marks += turn.marks
@@ -426,16 +431,20 @@ def _add_rest(renderer: Renderer, sequence: _Sequence, whole: Text) -> None:
     """Add what the whole rendering has behind the last trained turn, so that ids equal transformers' rendering."""
     if sequence.appended_stop or not whole.startswith(sequence.text):
         return
-    ids = renderer.encode(whole).ids
-    if ids[: len(sequence.ids)] != sequence.ids:
+    encoded = renderer.encode(whole)
+    count = len(sequence.ids)
+    ids, offsets = encoded.ids[count:], encoded.offsets[count:]
+    if encoded.ids[:count] != sequence.ids:
         stop = next(stop for stop in renderer.traits.stops if sequence.text.guarded.endswith(stop))
-        rest = whole.cut(len(sequence.text.plain), len(whole.plain))
-        ids = renderer.encode(Text(stop, stop) + rest).ids
-        if ids[:1] != sequence.ids[-1:]:
+        start = len(sequence.text.plain)
+        encoded = renderer.encode(Text(stop, stop) + whole.cut(start, len(whole.plain)))
+        if encoded.ids[:1] != sequence.ids[-1:]:
             return
-        ids = sequence.ids + ids[1:]
-    sequence.weights += [0.0] * (len(ids) - len(sequence.ids))
-    sequence.ids = ids
+        moved = start - len(stop)
+        ids, offsets = encoded.ids[1:], [(low + moved, high + moved) for low, high in encoded.offsets[1:]]
+    sequence.weights += [0.0] * len(ids)
+    sequence.ids = sequence.ids + ids
+    sequence.offsets = sequence.offsets + offsets
     sequence.text = whole
 
 
@@ -448,6 +457,7 @@ def _finished(renderer: Renderer, sequence: _Sequence) -> Trained:
         spans=_spans(sequence.marks, length),
         ids=tuple(sequence.ids),
         weights=tuple(sequence.weights),
+        offsets=tuple(sequence.offsets),
         turns=tuple(sequence.turns),
         prompt_lengths=tuple(sequence.prompt_lengths),
         appended_stop=sequence.appended_stop,
