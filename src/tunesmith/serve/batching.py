@@ -71,6 +71,8 @@ class TransformersEngine:
     def __init__(self, model: torch.nn.Module, *, max_batch: int, log: Log) -> None:
         """Take over the model. Raises `ServeError` for an architecture whose cache cannot be batched."""
         self.context_length = context_length(model)
+        config: Any = model.config
+        self.vocab_size = int(config.vocab_size)
         self._model: Any = model
         self._device = next(model.parameters()).device
         self._has_adapter = hasattr(model, "disable_adapter")
@@ -82,7 +84,6 @@ class TransformersEngine:
         self._closing = threading.Event()
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="tunesmith-engine", daemon=True)
-        config: Any = model.config
         for kind in getattr(config, "layer_types", None) or ():
             if kind not in _ATTENTION_LAYERS:
                 raise ServeError(

@@ -3,7 +3,7 @@
 What lives here: the protocol that the server speaks and an engine that follows a script. What does not: text (an engine
 never sees any: rendering is the contract's), HTTP. The engine over transformers is `serve.batching`.
 
-    engine = ScriptedEngine(lambda prompt: (5, 6, 7))
+    engine = ScriptedEngine(lambda prompt: (5, 6, 7), vocab_size=100)
     engine.start()
     cancel = engine.submit(request, print)          # NewTokens(ids=(5,)) ... Finished(reason=<FinishReason.STOP>)
     engine.close()
@@ -89,6 +89,8 @@ class Engine(Protocol):
     name: str
     context_length: int | None
     """Positions of the model: prompt and answer together; `None` where it has no limit."""
+    vocab_size: int
+    """Rows of the logits; a tokenizer may know fewer."""
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -119,9 +121,14 @@ class ScriptedEngine:
     name = "scripted"
 
     def __init__(
-        self, answer: Callable[[tuple[int, ...]], Sequence[int]], *, context_length: int | None = None
+        self,
+        answer: Callable[[tuple[int, ...]], Sequence[int]],
+        *,
+        vocab_size: int,
+        context_length: int | None = None,
     ) -> None:
         self.context_length = context_length
+        self.vocab_size = vocab_size
         self._answer = answer
         self._jobs: queue.Queue[tuple[GenerationRequest, Emit, threading.Event] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="tunesmith-scripted-engine", daemon=True)

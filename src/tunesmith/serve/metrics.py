@@ -67,6 +67,9 @@ class ServerMetrics:
             registry=registry,
         )
         self.feedback = Counter("tunesmith_feedback", "Feedback, by sign of the rating.", ["sign"], registry=registry)
+        self.lost = Counter(
+            "tunesmith_traces_lost", "Traces and feedback that could not be written.", registry=registry
+        )
         self.contract_info = Gauge(
             "tunesmith_contract_info", "Always 1.", ["model_name", "contract", "adapter"], registry=registry
         )

@@ -214,7 +214,7 @@ def test_next_token_logprobs_are_those_of_the_weights_asked_for(adapted):
 
 
 def test_the_scripted_engine_keeps_the_rules_of_an_engine():
-    engine = ScriptedEngine(lambda prompt: (9, 8, 3, 7))
+    engine = ScriptedEngine(lambda prompt: (9, 8, 3, 7), vocab_size=10)
     engine.start()
     found = collect(engine, [request((1,)), request((1,), max_new_tokens=1), request((1,), stop_ids=frozenset())])
     assert [item[0] for item in found] == [(9, 8), (9,), (9, 8, 3, 7)]
