@@ -1,0 +1,132 @@
+"""Linear layers that read one input, with their low-rank adapters, as one matrix product each way.
+
+    y  = [x | x A'] [W | s B]'           forward:  K grows by the ranks, no second pass over y
+    dx = [dy | dy s B] [W ; A]           backward: likewise
+
+What lives here: the folded matrix of a group of layers (q, k and v; gate and up; or one alone) and its two products.
+What does not: what stands between the products (`model.fused`).
+
+Why: PEFT adds the adapter's output to an already rounded bf16 `y`, which loses small updates; folded, both parts meet
+in the product's float32 accumulator. Adapters stay float32 masters; the folded matrix holds their rounded copy, renewed
+once for each step. The base weights live only here: the model's own layers become views of the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """The low-rank update of one layer: `scale * B @ A`."""
+
+    a: torch.nn.Parameter
+    """[r, in] float32."""
+    b: torch.nn.Parameter
+    """[out, r] float32."""
+    scale: float
+
+
+def adapter_of(layer: torch.nn.Module) -> Adapter | None:
+    """Return the active PEFT adapter of a linear layer, or `None` for a plain one."""
+    if not isinstance(layer, LoraLinear):
+        return None
+    (name,) = layer.active_adapters
+    return Adapter(a=layer.lora_A[name].weight, b=layer.lora_B[name].weight, scale=float(layer.scaling[name]))
+
+
+class FoldedLinear:
+    """A group of linear layers over one input: `out` rows of all layers together, `rank` of all adapters together.
+
+    `matrix` is [out + rank, in + rank]: `[[W, s B], [A, 0]]`, B block-diagonal over the layers.
+    """
+
+    def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
+        plain = [layer.base_layer if isinstance(layer, LoraLinear) else layer for layer in layers]
+        assert all(isinstance(layer, torch.nn.Linear) for layer in plain)
+        self.adapters = [adapter_of(layer) for layer in layers]
+        self.num_inputs = int(plain[0].in_features)
+        self.sizes = [int(layer.out_features) for layer in plain]
+        self.num_outputs = sum(self.sizes)
+        self.ranks = [adapter.a.shape[0] if adapter else 0 for adapter in self.adapters]
+        self.rank = sum(self.ranks)
+        weight = plain[0].weight
+        shape = (self.num_outputs + self.rank, self.num_inputs + self.rank)
+        self.matrix = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        row = 0
+        for layer, size in zip(plain, self.sizes, strict=True):
+            view = self.matrix[row : row + size, : self.num_inputs]
+            view.copy_(layer.weight.data)
+            layer.weight.data = view
+            row += size
+        biases = [layer.bias for layer in plain]
+        self.bias = (
+            torch.cat(
+                [
+                    torch.zeros(size, dtype=weight.dtype) if bias is None else bias.data
+                    for bias, size in zip(biases, self.sizes, strict=True)
+                ]
+            )
+            if any(bias is not None for bias in biases)
+            else None
+        )
+        self.refresh_()
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """A and B of each adapted layer, in the order in which `gradients` returns theirs."""
+        return [tensor for adapter in self.adapters if adapter for tensor in (adapter.a, adapter.b)]
+
+    def refresh_(self) -> None:
+        """Copy the float32 masters into the matrix: once after each optimizer step."""
+        row, at = 0, 0
+        with torch.no_grad():
+            for adapter, size, rank in zip(self.adapters, self.sizes, self.ranks, strict=True):
+                if adapter:
+                    self.matrix[self.num_outputs + at : self.num_outputs + at + rank, : self.num_inputs] = adapter.a
+                    self.matrix[row : row + size, self.num_inputs + at : self.num_inputs + at + rank] = (
+                        adapter.b * adapter.scale
+                    )
+                row, at = row + size, at + rank
+
+    def wide_input(self, num_rows: int) -> torch.Tensor:
+        """Return an empty [T, in + rank] buffer, whose first columns the caller fills with x."""
+        return self.matrix.new_empty(num_rows, self.num_inputs + self.rank)
+
+    def wide_output(self, num_rows: int) -> torch.Tensor:
+        """Return an empty [T, out + rank] buffer, whose first columns the caller fills with dy."""
+        return self.matrix.new_empty(num_rows, self.num_outputs + self.rank)
+
+    def forward(self, wide: torch.Tensor) -> torch.Tensor:
+        """Return y [T, out] of a wide input, and fill its last columns with `x A'`."""
+        if self.rank:
+            down = self.matrix[self.num_outputs :, : self.num_inputs]
+            wide[:, self.num_inputs :] = torch.nn.functional.linear(wide[:, : self.num_inputs], down)
+        return torch.nn.functional.linear(wide, self.matrix[: self.num_outputs], self.bias)
+
+    def backward(self, wide_grad: torch.Tensor, *, needs_input: bool) -> torch.Tensor | None:
+        """Return dx [T, in] of a wide dy, and fill its last columns with `dy s B`, which `gradients` needs."""
+        if self.rank:
+            up = self.matrix[: self.num_outputs, self.num_inputs :]
+            wide_grad[:, self.num_outputs :] = torch.mm(wide_grad[:, : self.num_outputs], up)
+        return torch.mm(wide_grad, self.matrix[:, : self.num_inputs]) if needs_input else None
+
+    def gradients(self, wide: torch.Tensor, wide_grad: torch.Tensor) -> list[torch.Tensor]:
+        """Return the float32 gradients of `parameters`, after `forward` and `backward` have filled both buffers."""
+        grads: list[torch.Tensor] = []
+        if not self.rank:
+            return grads
+        x = wide[:, : self.num_inputs]
+        grad_a = torch.mm(wide_grad[:, self.num_outputs :].t(), x).float()
+        row, at = 0, 0
+        for adapter, size, rank in zip(self.adapters, self.sizes, self.ranks, strict=True):
+            if adapter:
+                down = wide[:, self.num_inputs + at : self.num_inputs + at + rank]
+                grads.append(grad_a[at : at + rank])
+                grads.append(torch.mm(wide_grad[:, row : row + size].t(), down).float().mul_(adapter.scale))
+            row, at = row + size, at + rank
+        return grads

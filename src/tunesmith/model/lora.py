@@ -1,0 +1,116 @@
+"""Put a low-rank adapter on a model, save it as a plain PEFT folder, and prove that the folder holds it.
+
+What lives here: making, saving and comparing adapters, over PEFT. What does not: training them (`train.loop`), loading
+one for use (`model.load`), the fast forward that folds them into matrix products (`model.flat_decoder`).
+
+    model = add_lora(load_model(base, dtype="bfloat16"), rank=16, alpha=32)
+    save_adapter(model, Path("adapter"))        # adapter_config.json, adapter_model.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+from tunesmith.errors import PlanError, TrainingError, nearest
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def add_lora(
+    model: torch.nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+    seed: int = 0,
+) -> PeftModel:
+    """Return the model with a fresh adapter on it: B is zero, A random from `seed`, everything else frozen.
+
+    `targets` are module names such as `q_proj`; `None` is every linear layer but the head.
+    Adapter weights are float32 whatever the base is. The update is scaled by `alpha / rank`.
+    Raises `PlanError` for a target that the model has not.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linear = sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, part in model.named_modules()
+            if isinstance(part, torch.nn.Linear) and part is not head
+        }
+    )
+    for target in targets or ():
+        if target not in linear:
+            raise PlanError(
+                f"the model has no linear layer {target!r}",
+                where="train.adapter.targets",
+                expected=", ".join(nearest(target, linear)),
+            )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        lora_dropout=dropout,
+        # Short names: PEFT's own "all-linear" writes full paths, which not every server reads.
+        target_modules=list(targets) if targets is not None else linear,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def adapter_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the trainable parameters by name, in the model's order."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_adapter(model: PeftModel, folder: Path, *, base_name: str | None = None) -> None:
+    """Write a plain PEFT folder and check it: every trainable tensor is in the file, bit for bit.
+
+    `base_name` replaces the local path that PEFT would write as `base_model_name_or_path`.
+    Raises `TrainingError` where the file differs from the live adapter.
+    """
+    config = model.peft_config[model.active_adapter]
+    previous, config.base_model_name_or_path = config.base_model_name_or_path, base_name
+    try:
+        # "auto" would ask the hub whether the base's vocabulary was resized.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    finally:
+        config.base_model_name_or_path = previous
+    config_file = folder / CONFIG_FILE
+    written = json.loads(config_file.read_text("utf-8"))
+    written["target_modules"] = sorted(written["target_modules"])  # PEFT writes a set, in any order.
+    config_file.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the bundle writes a real one.
+    saved = load_file(folder / WEIGHTS_FILE)
+    live = {name.replace(".default", ""): tensor for name, tensor in adapter_parameters(model).items()}
+    strays = sorted(saved.keys() ^ live.keys())
+    if strays:
+        raise TrainingError(
+            "the saved adapter is not the live one", where=str(folder / WEIGHTS_FILE), found=", ".join(strays[:3])
+        )
+    for name, tensor in live.items():
+        if not torch.equal(saved[name], tensor.detach().cpu()):
+            raise TrainingError("the saved adapter differs from the live one", where=str(folder), found=name)
+
+
+def unmoved_tensors(model: torch.nn.Module) -> list[str]:
+    """Return the adapter's B matrices that are still all zero: layers that trained nothing."""
+    return [
+        name
+        for name, parameter in adapter_parameters(model).items()
+        if ".lora_B." in name and not bool(torch.any(parameter))
+    ]
+
+
+def count_adapted_layers(model: torch.nn.Module) -> int:
+    """Return how many layers carry an adapter."""
+    return sum(".lora_B." in name for name in adapter_parameters(model))

@@ -1,0 +1,75 @@
+"""What makes a training run worthless, checked while it runs, so that it stops with the reason.
+
+What lives here: NaN and infinity, gradients that vanish, a loss that runs away, tensors that never learn. What does
+not: hyper-parameters that look unwise before the run (`stages/train.check`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tunesmith.errors import TrainingError
+
+WINDOW = 8
+"""Steps over which the loss is averaged before it is called diverging."""
+
+RUNAWAY_NATS = 1.0
+RUNAWAY_FACTOR = 1.5
+"""A run diverges when the mean of the last 8 losses is above both the first 8's mean times 1.5 and that mean plus 1."""
+
+
+def check_step(step: int, *, loss: float, grad_norm: float, row_ids: Sequence[str]) -> None:
+    """Raise `TrainingError` when a step's loss or gradient is not a finite number, or the gradient is zero."""
+    rows = ", ".join(row_ids[:4]) + (" ..." if len(row_ids) > 4 else "")
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise TrainingError(
+            f"step {step}: the loss is {loss}, the gradient norm {grad_norm}",
+            where=f"rows {rows}",
+            hint="lower train.learning_rate, lengthen train.warmup_ratio, or set train.dtype to float32",
+        )
+    if grad_norm == 0.0:
+        raise TrainingError(
+            f"step {step}: every gradient is zero, so nothing is learned",
+            where=f"rows {rows}",
+            hint="the supervised tokens may be predicted perfectly already, or the adapter's targets get no gradient",
+        )
+
+
+def check_divergence(step: int, *, early: Sequence[float], recent: Sequence[float]) -> None:
+    """Raise `TrainingError` when the loss has run away from where the run began."""
+    if len(early) < WINDOW or len(recent) < WINDOW:
+        return
+    before, now = sum(early) / len(early), sum(recent) / len(recent)
+    if now > before * RUNAWAY_FACTOR and now > before + RUNAWAY_NATS:
+        raise TrainingError(
+            f"step {step}: the loss diverges",
+            expected=f"below its start, {before:.3f} over the first {WINDOW} steps",
+            found=f"{now:.3f} over the last {WINDOW}",
+            hint="lower train.learning_rate or lengthen train.warmup_ratio",
+        )
+
+
+def check_learned(parameters: Mapping[str, torch.nn.Parameter], initial: Mapping[str, float]) -> None:
+    """Raise `TrainingError` for a trained tensor that did not move, or that holds NaN or infinity, after the run.
+
+    `initial` holds `fingerprint_of` each tensor before the first step.
+    """
+    for name, parameter in parameters.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise TrainingError("a trained tensor holds NaN or infinity", where=name)
+    still = [name for name, parameter in parameters.items() if fingerprint_of(parameter) == initial[name]]
+    if still:
+        raise TrainingError(
+            f"{len(still)} of {len(parameters)} trainable tensors did not move",
+            where=", ".join(still[:3]),
+            hint="they get no gradient: check train.adapter.targets, and that the run has more steps than warm-up",
+        )
+
+
+def fingerprint_of(parameter: torch.Tensor) -> float:
+    """Return a number that changes when a tensor does: its values weighted by their position."""
+    values = parameter.detach().double().flatten()
+    return float(torch.dot(values, torch.linspace(1.0, 2.0, values.numel(), dtype=torch.float64, device=values.device)))

@@ -1,0 +1,262 @@
+"""The training loop: one function, top to bottom.
+
+    for each step:  gradients of every pass / one global denominator -> clip -> optimizer -> checks -> log
+                    every so often: validation loss, best weights, early stopping, checkpoint
+
+What lives here: the order of things. What does not: each thing. The loop is handed the pass that computes a loss, the
+examples, the optimizer and the schedule, and mutates the parameters it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from tunesmith.train.batches import FlatBatch, StepPlan, flatten, micro_batches
+from tunesmith.train.checkpoint import Counters, Identity, latest_checkpoint, load_checkpoint, save_checkpoint
+from tunesmith.train.examples import ExampleTable
+from tunesmith.train.guards import WINDOW, check_divergence, check_learned, check_step, fingerprint_of
+from tunesmith.train.passes import LossPass
+from tunesmith.types import JSON, Log
+
+CHECKPOINT_SECONDS = 60.0
+"""At most this much work is lost to a crash, besides what a validation and its checkpoint cost."""
+
+
+class Report(Protocol):
+    """Show progress: `report(done, total, note, loss=1.2)`."""
+
+    def __call__(self, done: float, total: float | None, note: str = "", **fields: JSON) -> None:
+        """Take note of `done` out of `total` steps."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a finished run says about itself."""
+
+    counters: Counters
+    steps: int
+    stopped_early: bool
+    resumed_from: int | None
+    last_loss: float
+
+
+def run_training(
+    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
+    *,
+    train: ExampleTable,
+    val: ExampleTable,
+    loss_pass: LossPass,
+    plan: StepPlan,
+    optimizer: torch.optim.Optimizer,
+    learning_rate_at: Callable[[int], float],
+    max_grad_norm: float | None,
+    max_tokens_per_batch: int,
+    share_prefixes: bool,
+    eval_every: int,
+    patience: int | None,
+    work: Path,
+    identity: Identity,
+    log: Log,
+    report: Report,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Result:
+    """Train `parameters` of `model` in place and leave the best weights in it: lowest validation loss, else the last.
+
+    Validation runs before the first step, every `eval_every` steps and after the last. `patience` is the number of
+    validations without improvement after which the run stops; `None` never stops early.
+    Metrics go line by line to `work/metrics.jsonl`. A run that was interrupted continues from the newest checkpoint in
+    `work`, and ends with the same weights, bit for bit, as one that was not (same machine, same threads).
+    Raises `TrainingError` for NaN, zero gradients, divergence, or a tensor that never moved.
+    """
+    device = next(iter(parameters.values())).device
+    sharing = share_prefixes and loss_pass.shares_prefixes
+    metrics = _Metrics(work / "metrics.jsonl", log)
+
+    def passes_of(table: ExampleTable, examples: Sequence[int]) -> list[FlatBatch]:
+        groups = micro_batches(table, examples, max_tokens=max_tokens_per_batch, share_prefixes=sharing)
+        return [flatten(table, group, share_prefixes=sharing, device=device) for group in groups]
+
+    val_batches = passes_of(val, range(len(val))) if len(val) else []
+
+    # -- begin, or continue ------------------------------------------------------------------------------------------
+    initial = {name: fingerprint_of(parameter) for name, parameter in parameters.items()}
+    counters = Counters()
+    best: dict[str, torch.Tensor] = {}
+    newest = latest_checkpoint(work)
+    if newest is not None:
+        counters, best = load_checkpoint(newest, parameters=parameters, optimizer=optimizer, identity=identity)
+        log("train_resumed", {"step": counters.step, "checkpoint": newest.name})
+    resumed_from = None if newest is None else counters.step
+    metrics.keep_until(-1 if newest is None else counters.step)
+    loss_pass.refresh_()
+
+    def validate(counters: Counters) -> Counters:
+        """Record the validation loss after `counters.step` steps, and the weights where it is the lowest so far."""
+        if not val_batches or counters.last_evaluated == counters.step:
+            return counters
+        begin = time.perf_counter()
+        loss = evaluate_loss(model, loss_pass, val_batches)
+        improved = counters.step > 0 and (counters.best_loss is None or loss < counters.best_loss)
+        counters = replace(counters, last_evaluated=counters.step)
+        if counters.step == 0:
+            counters = replace(counters, first_loss=loss)
+        elif improved:
+            best.update({name: parameter.detach().cpu().clone() for name, parameter in parameters.items()})
+            counters = replace(counters, best_loss=loss, best_step=counters.step, evals_since_best=0)
+        else:
+            counters = replace(counters, evals_since_best=counters.evals_since_best + 1)
+        metrics.write(
+            {"step": counters.step, "val_loss": loss, "best": improved, "eval_seconds": time.perf_counter() - begin}
+        )
+        return counters
+
+    def save(counters: Counters) -> None:
+        save_checkpoint(
+            work, parameters=parameters, best=best, optimizer=optimizer, counters=counters, identity=identity
+        )
+
+    counters = validate(counters)
+    if newest is None:
+        save(counters)  # A disk or a permission that fails, fails before the work, not after.
+    last_save = time.monotonic()
+    last_loss = counters.recent_losses[-1] if counters.recent_losses else float("nan")
+    out_of_patience = patience is not None and counters.evals_since_best >= patience
+    model.train()
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+    while counters.step < plan.total_steps and not out_of_patience:
+        step = counters.step
+        begin = time.perf_counter()
+        examples = plan.examples_of(step)
+        learning_rate = learning_rate_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+
+        # One denominator for the step: the mean over its supervised tokens, however many passes they take.
+        denominator = train.weight_of(examples)
+        optimizer.zero_grad(set_to_none=True)
+        batches = passes_of(train, examples)
+        loss = 0.0
+        for batch in batches:
+            share = loss_pass.loss(batch, denominator=denominator)
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += float(share.detach())
+        grad_norm = float(
+            torch.nn.utils.clip_grad_norm_(
+                parameters.values(), float("inf") if max_grad_norm is None else max_grad_norm
+            )
+        )
+        row_ids = [train.row_ids[index] for index in examples]
+        check_step(step, loss=loss, grad_norm=grad_norm, row_ids=row_ids)
+        optimizer.step()
+        loss_pass.refresh_()
+
+        # -- account -------------------------------------------------------------------------------------------------
+        seconds = time.perf_counter() - begin
+        tokens = sum(batch.num_tokens for batch in batches)
+        supervised = sum(batch.num_supervised for batch in batches)
+        early = counters.early_losses if len(counters.early_losses) == WINDOW else (*counters.early_losses, loss)
+        counters = replace(
+            counters,
+            step=step + 1,
+            tokens=counters.tokens + tokens,
+            supervised_tokens=counters.supervised_tokens + supervised,
+            seconds=counters.seconds + seconds,
+            early_losses=early,
+            recent_losses=(*counters.recent_losses, loss)[-WINDOW:],
+        )
+        last_loss = loss
+        metrics.write(
+            {
+                "step": counters.step,
+                "epoch": counters.step / plan.steps_per_epoch,
+                "loss": loss,
+                "learning_rate": learning_rate,
+                "grad_norm": grad_norm,
+                "tokens": tokens,
+                "supervised_tokens": supervised,
+                "computed_tokens": sum(batch.num_rows for batch in batches),
+                "passes": len(batches),
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds,
+            }
+        )
+        check_divergence(step, early=counters.early_losses, recent=counters.recent_losses)
+        pace = counters.seconds / counters.step
+        report(
+            counters.step,
+            plan.total_steps,
+            f"loss {loss:.3f}, {counters.tokens / counters.seconds:,.0f} tokens/s",
+            loss=loss,
+            tokens_per_second=counters.tokens / counters.seconds,
+            seconds_left=pace * (plan.total_steps - counters.step),
+        )
+
+        # -- validate, stop, save ------------------------------------------------------------------------------------
+        is_last = counters.step == plan.total_steps
+        evaluated = counters.step % eval_every == 0 or is_last
+        if evaluated:
+            counters = validate(counters)
+            out_of_patience = patience is not None and counters.evals_since_best >= patience
+        if evaluated or time.monotonic() - last_save >= checkpoint_seconds:
+            save(counters)
+            last_save = time.monotonic()
+
+    # -- keep the best -----------------------------------------------------------------------------------------------
+    if best:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(best[name])
+        loss_pass.refresh_()
+    model.eval()
+    check_learned(parameters, initial)
+    return Result(
+        counters=counters,
+        steps=counters.step,
+        stopped_early=counters.step < plan.total_steps,
+        resumed_from=resumed_from,
+        last_loss=last_loss,
+    )
+
+
+def evaluate_loss(model: torch.nn.Module, loss_pass: LossPass, batches: Sequence[FlatBatch]) -> float:
+    """Return the mean negative log-likelihood over all supervised tokens, weighted; one batch in memory at a time."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        total = sum(float(loss_pass.loss(batch, denominator=1.0)) for batch in batches)
+    model.train(was_training)
+    return total / float(sum(batch.weights.double().sum() for batch in batches))
+
+
+class _Metrics:
+    """`metrics.jsonl`: one line for each step and validation, cut back to the checkpoint when a run resumes."""
+
+    def __init__(self, path: Path, log: Log) -> None:
+        self.path = path
+        self.log = log
+
+    def keep_until(self, step: int) -> None:
+        """Drop what an interrupted run wrote after `step`."""
+        kept = []
+        if self.path.is_file():
+            for line in self.path.read_text("utf-8").splitlines(keepends=True):
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(kept), "utf-8")
+
+    def write(self, record: Mapping[str, JSON]) -> None:
+        """Append one record."""
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(record) + "\n")
+        self.log("train_eval" if "val_loss" in record else "train_step", record)
