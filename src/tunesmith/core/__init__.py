@@ -2,7 +2,8 @@
 
     Recipe (what is wanted) -> Plan (what will run, and why) -> Run (one execution) -> artifacts in the Store
 
-`spec` settings and identity · `stage` what a stage is · `recipe` one YAML file · `plan` order, cache, reasons ·
-`run` execution · `store` artifacts · `runs` records of executions · `refs` names for artifacts · `events` what
-happened · `gc` what nobody needs.
+`spec` settings and identity · `stage` what a stage is · `recipe` one YAML file, with `marked` (lines), `overrides`
+and `settings` (errors in words) · `fields` what a key takes · `plan` order, cache, reasons · `run` execution ·
+`store` artifacts, with `disk` (locks, whole writes) and `hashes` · `runs` records of executions · `refs` names for
+artifacts · `events` what happened · `provenance` circumstance · `gc` what nobody needs.
 """

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core.artifact import Artifact
+from tunesmith.core.disk import is_locked, writing
 from tunesmith.core.refs import ref_history, ref_names
 from tunesmith.core.run import alone
 from tunesmith.core.runs import records
-from tunesmith.core.store import Store, is_locked, writing
+from tunesmith.core.store import Store
 
 
 class Why(enum.StrEnum):

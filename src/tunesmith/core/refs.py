@@ -19,8 +19,9 @@ import re
 from dataclasses import dataclass
 
 from tunesmith.core.artifact import Artifact
+from tunesmith.core.disk import lock, write_atomically, writing
 from tunesmith.core.events import now
-from tunesmith.core.store import Store, lock, write_atomically, writing
+from tunesmith.core.store import Store
 from tunesmith.errors import StoreError
 
 _NAME = re.compile(r"^[a-z][a-z0-9_-]{0,39}$")

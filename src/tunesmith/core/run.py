@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.core.artifact import Artifact, Manifest
+from tunesmith.core.disk import disk_error, lock, writing
 from tunesmith.core.events import EventFile, Listener, StageVoice, now, plain
 from tunesmith.core.plan import Plan, PlannedStage, Status
 from tunesmith.core.provenance import PeakMemory, describe_process
 from tunesmith.core.runs import ALIVE_FILE, RunRecord, StageRecord, create_run, run_name, write_record
 from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Stage
-from tunesmith.core.store import Attempt, Store, disk_error, lock, writing
+from tunesmith.core.store import Attempt, Store
 from tunesmith.errors import StoreError, TunesmithError
 from tunesmith.types import JSON
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith.core.artifact import Artifact
-from tunesmith.core.store import Store, is_locked, write_atomically, writing
+from tunesmith.core.disk import is_locked, write_atomically, writing
+from tunesmith.core.store import Store
 from tunesmith.errors import StoreError, nearest
 from tunesmith.types import JSON
 

@@ -6,15 +6,14 @@
 
 An attempt holds a file lock that the system drops when the process dies, writes aside, and is renamed into place with
 the manifest written last: a directory that exists is complete. `data/` starts empty at each try, `.work` survives a
-crash and goes after the rename. What does not live here: runs (`run`), names for artifacts (`refs`), deleting (`gc`).
+crash and goes after the rename. What does not live here: locks and safe writes (`disk`), runs (`run`), names for
+artifacts (`refs`), deleting (`gc`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,9 +21,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from tunesmith.core.artifact import Artifact, Manifest, OutputFile
+from tunesmith.core.disk import lock, sync_folder, write_atomically, writing
 from tunesmith.core.hashes import HashCache
 from tunesmith.core.spec import file_sha256
 from tunesmith.core.stage import Stage
@@ -32,8 +31,6 @@ from tunesmith.errors import StoreError
 from tunesmith.types import JSON, canonical_json, sha256_hex
 
 _MANIFEST = "manifest.json"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def fingerprint_of(stage: Stage, identity: Mapping[str, JSON], inputs: Mapping[str, str | None]) -> str:
@@ -165,9 +162,9 @@ class Store:
             final = self.place(manifest.kind, manifest.fingerprint)
             final.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(attempt.root / _MANIFEST, json.dumps(_to_json(manifest), indent=1, ensure_ascii=False))
-            _sync_folder(attempt.root)
+            sync_folder(attempt.root)
             os.rename(attempt.root, final)
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
         shutil.rmtree(attempt.work, ignore_errors=True)
         return Artifact(root=final, manifest=manifest)
 
@@ -212,13 +209,13 @@ def _outputs(data: Path) -> Iterator[OutputFile]:
         name = path.relative_to(data).as_posix()
         assert not path.is_symlink(), f"an artifact holds files, not links: {name}"
         if path.is_dir():
-            _sync_folder(path)
+            sync_folder(path)
             continue
         with path.open("rb") as handle:
             os.fsync(handle.fileno())
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
         yield OutputFile(path=name, num_bytes=path.stat().st_size, sha256=sha256)
-    _sync_folder(data)
+    sync_folder(data)
 
 
 def _check_unchanged(artifact: Artifact) -> None:
@@ -255,139 +252,6 @@ def verify(artifact: Artifact) -> None:
                 found=found,
                 hint=f"remove the folder {artifact.root} and run again to make it anew",
             )
-
-
-# -------------------------------------------------------------------------------------------- locks and safe writes
-
-
-@contextlib.contextmanager
-def lock(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the system releases it when the process ends, however it ends.
-
-    `on_wait` is called with what the holder wrote (its process id) before waiting.
-    """
-    while True:
-        with writing(path.parent):
-            handle = path.open("a+", encoding="utf-8")
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                handle.seek(0)
-                on_wait(handle.read().strip() or "unknown")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            if _same_file(handle, path):
-                break
-        except BaseException:
-            handle.close()
-            raise
-        handle.close()
-    try:
-        with writing(path.parent):
-            handle.truncate(0)
-            handle.write(str(os.getpid()))
-            handle.flush()
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        handle.close()
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock at `path`."""
-    try:
-        with path.open("r", encoding="utf-8") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
-    except FileNotFoundError:
-        return False
-
-
-def _same_file(handle: IO[str], path: Path) -> bool:
-    """Whether the locked file is still the one at `path`: the last holder unlinks it."""
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    ours = os.fstat(handle.fileno())
-    return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
-
-
-@contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turn the system's refusals to write the store at `place` into `StoreError`."""
-    try:
-        yield
-    except (StoreError, FileNotFoundError):
-        raise
-    except OSError as error:
-        raise (disk_error(error, place) or _cannot_write(error, place)) from error
-
-
-def disk_error(error: BaseException, place: Path) -> StoreError | None:
-    """Return the `StoreError` for an error that means a full disk, or a `place` that cannot be written, else None.
-
-    Libraries wrap the system's error in their own, so causes and texts are looked at too.
-    """
-    at: BaseException | None = error
-    while at is not None:
-        number = at.errno if isinstance(at, OSError) else None
-        text = str(at).lower()
-        if number in _FULL or "no space left on device" in text or "disk is full" in text:
-            free = _free_bytes(place)
-            return StoreError(
-                "the disk is full",
-                where=str(place),
-                found=f"{free / 1e6:,.0f} MB free" if free is not None else None,
-                hint="free some space (`tunesmith gc` lists what no run needs) and run again: finished stages are kept",
-            )
-        named = Path(os.fsdecode(at.filename)) if isinstance(at, OSError) and isinstance(at.filename, str) else None
-        if isinstance(at, OSError) and number in _READ_ONLY and named is not None and named.is_relative_to(place):
-            return _cannot_write(at, place)
-        at = at.__cause__ or at.__context__
-    return None
-
-
-def _cannot_write(error: OSError, place: Path) -> StoreError:
-    return StoreError(
-        "the store cannot be written",
-        where=str(error.filename or place),
-        found=error.strerror or str(error),
-        hint="choose another with --store DIR or TUNESMITH_STORE, or change its permissions",
-    )
-
-
-def _free_bytes(place: Path) -> int | None:
-    try:
-        return shutil.disk_usage(place).free
-    except OSError:
-        return None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _empty(path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunesmith.core import hashes as hashes_module
+from tunesmith.core.disk import is_locked, lock
 from tunesmith.core.events import EventFile, Silent, StageVoice, plain, read_events
 from tunesmith.core.gc import Why, delete, find_garbage
 from tunesmith.core.hashes import HashCache
@@ -19,7 +20,6 @@ from tunesmith.core.recipe import load_recipe
 from tunesmith.core.refs import move_ref, previous, read_ref, ref_artifact, ref_history, ref_names
 from tunesmith.core.run import Machine, execute, in_use
 from tunesmith.core.spec import content_sha256
-from tunesmith.core.store import is_locked, lock
 from tunesmith.errors import RecipeError, StoreError
 
 
