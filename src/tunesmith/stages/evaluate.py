@@ -14,7 +14,7 @@ from pydantic import Field
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
-from tunesmith.errors import DataError
+from tunesmith.errors import ContractError, DataError
 from tunesmith.stages.answering import (
     DtypeChoice,
     System,
@@ -70,9 +70,10 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     if not rows:
         hint = "give the side a larger share in the split"
         raise DataError("there is nothing to evaluate on", where=f"splits, side {spec.side}", hint=hint)
-    items = build_items(rows, contract, dimensions=spec.slices)
+    items, excluded = build_items(rows, contract, dimensions=spec.slices)
     dtype, dtype_reason = resolve_dtype(spec.dtype, ctx.device)
-    ctx.log("evaluate_start", {"items": len(items), "dtype": dtype, "dtype_reason": dtype_reason})
+    started = {"items": len(items), "excluded": len(excluded), "dtype": dtype, "dtype_reason": dtype_reason}
+    ctx.log("evaluate_start", started)
     answers: list[Answer] = []
     timing: dict[str, dict[str, JSON]] = {}
     for name, adapter in (("base", None), ("tuned", inputs.adapter)):
@@ -96,6 +97,7 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     )
     results |= {
         "side": spec.side,
+        "excluded": excluded,
         "sample_prompt": items[0].prompt,
         "prompts_sha256": prompt_digest(item.prompt_ids for item in items),
     }
@@ -104,7 +106,7 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     judge = "exact_match" if "exact_match" in results["base"] else "schema_adherence"
     samples = pick_samples(items, answers, right=lambda answer: answer.scores.get(judge) == 1, most=spec.samples)
     write_samples(ctx.out, samples, judge=judge)
-    return summarise(results)
+    return {**summarise(results), "excluded": len(excluded)}
 
 
 def choose_rows(rows: Sequence[Row], *, most: int | None) -> list[Row]:
@@ -115,14 +117,28 @@ def choose_rows(rows: Sequence[Row], *, most: int | None) -> list[Row]:
     return [row for row in rows if sha256_hex(row.id) in chosen]
 
 
-def build_items(rows: Sequence[Row], contract: Contract, *, dimensions: Sequence[str]) -> list[EvalItem]:
-    """Render each row's prompt with the contract and note its slices and its group."""
+def build_items(
+    rows: Sequence[Row], contract: Contract, *, dimensions: Sequence[str]
+) -> tuple[list[EvalItem], dict[str, str]]:
+    """Render each row's prompt and note its slices and group; also return row id -> reason for rows it refuses.
+
+    Raises `DataError` where the contract refuses every row.
+    """
     from tunesmith.evals.run import EvalItem
     from tunesmith.evals.slices import slice_values
 
-    rendered = [contract.render_prompt(row.conversation.prompt) for row in rows]
-    slices = slice_values(rows, lengths=[len(prompt.ids) for prompt in rendered], dimensions=dimensions)
-    return [
+    rendered, asked, excluded = [], [], {}
+    for row in rows:
+        try:
+            rendered.append(contract.render_prompt(row.conversation.prompt))
+            asked.append(row)
+        except ContractError as error:
+            excluded[row.id] = error.what
+    if not asked:
+        reason = next(iter(excluded.values()))
+        raise DataError("the contract refuses every held-out row", where="evaluate", found=reason)
+    slices = slice_values(asked, lengths=[len(prompt.ids) for prompt in rendered], dimensions=dimensions)
+    items = [
         EvalItem(
             row_id=row.id,
             prompt_ids=tuple(prompt.ids),
@@ -131,8 +147,9 @@ def build_items(rows: Sequence[Row], contract: Contract, *, dimensions: Sequence
             slices=values,
             cluster=row.group,
         )
-        for row, prompt, values in zip(rows, rendered, slices, strict=True)
+        for row, prompt, values in zip(asked, rendered, slices, strict=True)
     ]
+    return items, excluded
 
 
 def score_all(
