@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tunesmith.data.dedup import Duplicate, cluster_name, find_duplicates
+from tunesmith.data.dedup import SIDE_RANK, Duplicate, cluster_name, find_duplicates
 from tunesmith.data.filters import Lint, drop_contract_violations, drop_empty, drop_too_long
 from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.data.lineage import Ledger
@@ -78,7 +78,7 @@ class Curated:
             "flagged": dict(sorted(self.ledger.flagged.items())),
             "duplicates_exact": kinds["exact_duplicate"],
             "duplicates_near": kinds["near_duplicate"],
-            "leaks": kinds["leak"],
+            "leaks": self.ledger.dropped["leak"],
             "conflicts": kinds["conflict"],
             "pii": dict(counts),
             "pii_rows": self.ledger.changed["personal_data"],
@@ -107,6 +107,7 @@ def curate_rows(
     say(2, f"{len(kept):,} rows pass the quality rules")
     kept, personal_data = _redact_all(kept, ledger, rules.redact, lint)
     say(3, f"{ledger.changed['personal_data']:,} rows held personal data or secrets")
+    kept = _drop_group_leaks(kept, ledger)
     kept, duplicates = _drop_duplicates(kept, ledger, rules.near_threshold)
     say(4, f"{len(kept):,} rows after duplicates")
     if not kept:
@@ -162,6 +163,23 @@ def _redact_all(
 
 
 MAX_SAMPLES = 12
+
+
+def _drop_group_leaks(rows: Sequence[Row], ledger: Ledger) -> list[Row]:
+    """Drop rows whose group (ticket, customer, document) stands on a held-out side that came from outside."""
+    heldout: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: SIDE_RANK.get(row.split or "", 2)):
+        if row.group is not None and row.split in SIDE_RANK:
+            heldout.setdefault(row.group, row)
+    kept = []
+    for row in rows:
+        other = heldout.get(row.group) if row.group is not None else None
+        if other is None or row.split == other.split:
+            kept.append(row)
+            continue
+        detail = f"the group {row.group!r} is held out: {_place(other)} is on the side {other.split}"
+        ledger.drop(row, reason="leak", detail=detail, matched_id=other.id)
+    return kept
 
 
 def _drop_duplicates(rows: Sequence[Row], ledger: Ledger, threshold: float) -> tuple[list[Row], list[dict[str, JSON]]]:

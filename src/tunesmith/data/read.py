@@ -1,442 +1,317 @@
-"""Files that users bring, read record by record.
+"""Reading: what users bring becomes rows with their provenance, group, side and labels.
 
-What lives here: JSON lines, JSON, CSV, Parquet, Arrow and text files, opened as a stream of records with their line,
-and nothing of what a record means (`data.shapes`).
+What lives here: records (`data.files`, `data.tables`) turned into rows (`data.shapes`), and `inspect_source`, which
+looks at a file that nobody has described yet. What does not: writing (`data.write`), the recipe (`stages.ingest`).
 
-    for record in read_records(Path("tickets.jsonl")):
-        record.line, record.value     # a dict, or a BadRecord that says what is wrong with that line
-
-A problem of the whole file (unreadable, not UTF-8, no records, not a known format) raises `DataError`; a problem of one
-record is a `BadRecord`, so that the caller can count it.
+    shape, items = rows_of(read_records(path), Origin(name="tickets", license="CC0-1.0"), name=path.name)
+    for item in items:
+        ...    # a Row, or a Reject that says why this record is none
 """
 
 from __future__ import annotations
 
-import csv
+import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.feather as feather
-import pyarrow.parquet as pq
-
+from tunesmith.data.files import SIDES, parts_of, read_records
+from tunesmith.data.records import BadRecord, Record, type_name
+from tunesmith.data.shapes import Converted, RowProblem, Shape, convert, detect_common_shape, names_of
+from tunesmith.data.turns import refuse
+from tunesmith.data.write import Reject, row_id
 from tunesmith.errors import DataError
-from tunesmith.types import JSON
+from tunesmith.types import JSON, Conversation, Provenance, Row, RowKind
 
-SUFFIXES: Mapping[str, str] = {
-    ".jsonl": "json lines",
-    ".ndjson": "json lines",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".txt": "text",
-    ".md": "text",
-}
-"""File name ending -> format. A `.json` file may hold one array, or one object a line: its first characters decide."""
-
-_CHUNK_BYTES = 1 << 20
-_EXCERPT_CHARS = 80
+STAGE = "ingest"
+_PROBE_RECORDS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """One object of a file."""
+class Origin:
+    """What is said of a source. A `..._field` names the field of a record that says it row by row."""
 
-    line: int
-    """1-based line where it starts, or 1-based record number where the format has no lines."""
-    value: Mapping[str, JSON]
+    name: str
+    shape: Shape | None = None
+    """`None`: detected."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Field of a shape or of provenance -> the name that it has in the file."""
+    license: str | None = None
+    license_field: str | None = None
+    kind: RowKind = RowKind.HUMAN
+    generator: str | None = None
+    editor: str | None = None
+    collected_at: str | None = None
+    subject_field: str | None = None
+    group_field: str | None = None
+    consent_field: str | None = None
+    split: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Label name -> field of the record, or `answer.<field>` of an answer that is a JSON object."""
+    prepare: Callable[[Mapping[str, JSON]], Mapping[str, JSON]] | None = None
+    """Applied to each record before anything else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BadRecord:
-    """One place of a file where no object could be read."""
+class SourceReport:
+    """What one look at a file says."""
 
-    line: int
-    reason: str
-    detail: str
-    raw: str
+    shape: str
+    rows: int
+    fields: tuple[str, ...]
+    median_chars: int
+    """Of all turns of a row together, over all readable rows."""
+    p95_chars: int
+    labels: Mapping[str, Mapping[str, int]]
+    """Field with few different values -> value -> rows: what one may slice and stratify by."""
+    problems: Mapping[str, int]
+    """Reason -> records that cannot be rows."""
+    first_problem: str | None = None
 
 
-def read_records(path: Path, *, encoding: str = "utf-8") -> Iterator[Record | BadRecord]:
-    """Yield the records of a file, one at a time, in order.
+def rows_of(
+    records: Iterator[Record | BadRecord], origin: Origin, *, name: str, side: str | None = None
+) -> tuple[Shape, Iterator[Row | Reject]]:
+    """Return the shape of some records, and each of them as a row or as a reject with its reason.
 
-    Raises `DataError` for a file that cannot be opened, is not of a known format, is not in `encoding`, or is empty.
+    `name` is the file that rows and errors name, `side` the side that its folder says. Raises `DataError` where the
+    records have no known shape.
     """
-    kind = _format_of(path)
-    if kind in ("parquet", "arrow"):
-        yield from _not_empty(_read_table(path, kind), path)
-        return
+    probe = list(itertools.islice(records, _PROBE_RECORDS))
+    if origin.prepare is not None:
+        prepare = origin.prepare
+        probe = [_prepared(record, prepare) for record in probe]
+        records = (_prepared(record, prepare) for record in records)
+    shape = origin.shape or _shape_of(probe, origin, name)
+    items = (_row_or_reject(record, origin, shape, name, side) for record in itertools.chain(probe, records))
+    return shape, items
+
+
+def _prepared(
+    record: Record | BadRecord, prepare: Callable[[Mapping[str, JSON]], Mapping[str, JSON]]
+) -> Record | BadRecord:
+    return Record(line=record.line, value=prepare(record.value)) if isinstance(record, Record) else record
+
+
+def _shape_of(probe: list[Record | BadRecord], origin: Origin, name: str) -> Shape:
+    readable = [record for record in probe if isinstance(record, Record)]
+    if not readable:
+        first = probe[0]
+        assert isinstance(first, BadRecord)
+        raise DataError(
+            f"no record of {name} can be read",
+            where=f"{name}:{first.line}",
+            expected="one object a record",
+            found=first.detail,
+        )
+    shape = detect_common_shape((record.value for record in readable), origin.columns)
+    if shape is None:
+        raise DataError(
+            f"{name} has no known shape",
+            where=f"{name}:{readable[0].line}",
+            expected="instruction/output, messages, conversations, prompt/completion, chosen/rejected, "
+            "request/response or text",
+            found=f"the fields {names_of(readable[0].value)}",
+            hint="map the fields, for example columns: {prompt: question, completion: reply}",
+        )
+    return shape
+
+
+def _row_or_reject(
+    record: Record | BadRecord, origin: Origin, shape: Shape, name: str, side: str | None
+) -> Row | Reject:
+    if isinstance(record, BadRecord):
+        return _reject(origin, name, record.line, record.reason, record.detail, record.raw)
     try:
-        with path.open("rb") as handle:
-            if kind == "json":
-                kind = _json_kind(handle, path)
-            if kind == "json lines":
-                records = _read_json_lines(handle, path, encoding)
-            elif kind == "json":
-                records = _read_json_array(handle, path, encoding)
-            elif kind == "csv":
-                records = _read_csv(handle, path, encoding)
-            else:
-                records = _read_text(handle, path, encoding)
-            yield from _not_empty(records, path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        return _row(record, origin, shape, name, side)
+    except RowProblem as problem:
+        raw = json.dumps(record.value, ensure_ascii=True, default=str)
+        return _reject(origin, name, record.line, problem.reason, problem.detail, raw)
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot read {path.name}",
-        where=str(path),
-        expected="a file that can be opened",
-        found=error.strerror or str(error),
-        hint="check the path and its permissions; relative paths are read from the folder of the recipe",
+def _reject(origin: Origin, name: str, line: int, reason: str, detail: str, raw: str) -> Reject:
+    shown = raw.encode("utf-8", "backslashreplace").decode()
+    detail = detail.encode("utf-8", "backslashreplace").decode()
+    return Reject(stage=STAGE, reason=reason, detail=detail, source=origin.name, path=name, line=line, raw=shown)
+
+
+def _row(record: Record, origin: Origin, shape: Shape, name: str, side: str | None) -> Row:
+    values = record.value
+    converted = convert(values, shape, columns=origin.columns)
+    _check(converted)
+    if origin.consent_field is not None:
+        _check_consent(values.get(origin.consent_field), origin.consent_field)
+    conversation = converted.conversation
+    columns = origin.columns
+    provenance = Provenance(
+        source=origin.name,
+        path=name,
+        line=record.line,
+        license=_said(values, origin.license_field or columns.get("license"), origin.license),
+        kind=_kind(values, origin),
+        generator=_said(values, columns.get("generator"), origin.generator or converted.generator),
+        editor=_said(values, columns.get("editor"), origin.editor),
+        collected_at=_said(values, columns.get("collected_at"), origin.collected_at or converted.collected_at),
+        subject=_said(values, origin.subject_field or columns.get("subject"), None),
+    )
+    return Row(
+        id=row_id(conversation, source=origin.name, path=name, line=record.line, rejected=converted.rejected),
+        conversation=conversation,
+        provenance=provenance,
+        labels=_labels(values, conversation, origin.labels),
+        group=_said(values, origin.group_field or columns.get("group"), None),
+        split=_side(values, origin, side),
+        rejected=converted.rejected,
+        desirable=converted.desirable,
     )
 
 
-def _format_of(path: Path) -> str:
-    if path.is_dir():
-        raise DataError(
-            f"{path.name} is a folder", where=str(path), expected="a file", hint="name the files in it as sources"
-        )
+def _check(converted: Converted) -> None:
+    """Refuse what no later stage could use: nothing to train on, or text that cannot be written."""
+    messages = converted.conversation.messages
+    if not messages:
+        raise RowProblem("empty_conversation", "expected at least one message, found an empty list")
+    if not any(message.role == "assistant" for message in messages):
+        roles = ", ".join(dict.fromkeys(message.role for message in messages))
+        raise RowProblem("no_assistant_turn", f"expected a message of role assistant, found only {roles}")
+    texts = [converted.conversation.to_json(), [message.to_json() for message in converted.rejected]]
     try:
-        return SUFFIXES[path.suffix.lower()]
-    except KeyError:
-        raise DataError(
-            f"{path.name} is of no known format",
-            where=str(path),
-            expected=f"a name that ends in {', '.join(SUFFIXES)}",
-            found=path.suffix or "no ending",
-        ) from None
+        json.dumps(texts, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise RowProblem("broken_text", f"expected text, found half a surrogate pair ({half})") from error
 
 
-def _not_empty(records: Iterator[Record | BadRecord], path: Path) -> Iterator[Record | BadRecord]:
-    count = 0
-    for count, record in enumerate(records, start=1):  # noqa: B007 - the last value says whether there was one
-        yield record
-    if count == 0:
-        raise DataError(
-            f"{path.name} holds no records",
-            where=f"{path}:1",
-            expected="at least one record",
-            found=f"{path.stat().st_size} bytes and no record in them",
-        )
+def _check_consent(said: JSON, name: str) -> None:
+    if said is not True and not (isinstance(said, (str, int)) and str(said).lower() in ("true", "yes", "1", "granted")):
+        refuse("no_consent", name, expected="true", found=f"{said!r:.40}")
 
 
-def _json_kind(handle: BinaryIO, path: Path) -> str:
-    """Whether a `.json` file is one array (or object) or one object a line, from its first line that is not blank."""
-    first = b""
-    for line in handle:
-        first = line.removeprefix(b"\xef\xbb\xbf").strip()
-        if first:
-            break
-    handle.seek(0)
-    if not first.startswith(b"{"):
-        return "json"
+def _said(values: Mapping[str, JSON], name: str | None, default: str | None) -> str | None:
+    """What a row says in a field, as text; the source's own word where the row says nothing."""
+    value = values.get(name) if name is not None else None
+    if value is None or value == "":
+        return default
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        refuse("wrong_type", name or "", expected="text or a number", found=type_name(value))
+    return str(value)
+
+
+def _kind(values: Mapping[str, JSON], origin: Origin) -> RowKind:
+    said = _said(values, origin.columns.get("kind"), None)
+    if said is None:
+        return origin.kind
+    if said not in list(RowKind):
+        refuse("unknown_kind", origin.columns["kind"], expected=f"one of {', '.join(RowKind)}", found=repr(said))
+    return RowKind(said)
+
+
+def _side(values: Mapping[str, JSON], origin: Origin, side: str | None) -> str | None:
+    said = _said(values, origin.columns.get("split"), origin.split or side)
+    if said is None:
+        return None
+    if said.lower() not in SIDES:
+        refuse("unknown_split", origin.columns.get("split", "split"), expected=", ".join(SIDES), found=repr(said))
+    return SIDES[said.lower()]
+
+
+def _labels(values: Mapping[str, JSON], conversation: Conversation, wanted: Mapping[str, str]) -> dict[str, str]:
+    """Labels of a row. A field that is absent leaves its label out; an answer that is no JSON object has none."""
+    out = {}
+    answer = _answer_object(conversation) if any(place.startswith("answer.") for place in wanted.values()) else None
+    for label, place in wanted.items():
+        at: JSON = answer if place.startswith("answer.") else values
+        for key in place.removeprefix("answer.").split("."):
+            at = at.get(key) if isinstance(at, Mapping) else None
+        if at is not None and not isinstance(at, (list, dict)):
+            out[label] = at if isinstance(at, str) else json.dumps(at)
+    return out
+
+
+def _answer_object(conversation: Conversation) -> dict[str, JSON] | None:
+    answer = conversation.answer or ""
+    if not answer.lstrip().startswith("{"):
+        return None
     try:
-        json.loads(first)
+        value = json.loads(answer)
     except ValueError:
-        return "json"
-    return "json lines"
+        return None
+    return value if isinstance(value, dict) else None
 
 
-def _decode(data: bytes, *, path: Path, line: int, encoding: str) -> str:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        hint = "save the file as UTF-8, or set the source's encoding (for example latin-1) if that is what it is"
-        raise DataError(
-            f"{path.name} is not {encoding}",
-            where=f"{path}:{line + data[: error.start].count(10)}, byte {error.start + 1}",
-            expected=f"text in {encoding}",
-            found=f"the byte 0x{data[error.start]:02x}",
-            hint=hint,
-        ) from error
-    except LookupError as error:
-        raise DataError(
-            f"{encoding!r} is not an encoding", where=str(path), expected="for example utf-8 or latin-1"
-        ) from error
+def inspect_source(path: Path, *, encoding: str = "utf-8") -> SourceReport:
+    """Read a file or folder once and say what it holds: shape, rows, fields, lengths, possible labels, problems.
+
+    Raises `DataError` where a file as a whole cannot be used.
+    """
+    look = _Look()
+    for part in parts_of(path):
+        records = look.watched(read_records(part.path, encoding=encoding))
+        shape, items = rows_of(records, Origin(name=path.stem), name=part.name)
+        look.shapes.append(shape.value)
+        for item in items:
+            look.count(item)
+    return look.report()
 
 
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
+_MAX_LABEL_VALUES = 200
+_MAX_LABEL_CHARS = 60
 
 
-def _excerpt(text: str) -> str:
-    return text if len(text) <= _EXCERPT_CHARS else text[: _EXCERPT_CHARS - 3] + "..."
+class _Look:
+    """What is counted while a file streams by."""
 
+    def __init__(self) -> None:
+        self.shapes: list[str] = []
+        self._fields: dict[str, None] = {}
+        self._values: dict[str, Counter[str]] = {}
+        self._lengths: list[int] = []
+        self._problems: Counter[str] = Counter()
+        self._first_problem: str | None = None
 
-def _checked(value: JSON, *, line: int, raw: str) -> Record | BadRecord:
-    if isinstance(value, dict):
-        return Record(line=line, value=value)
-    detail = f"expected an object, found {type_name(value)}: {_excerpt(raw)}"
-    return BadRecord(line=line, reason="not_an_object", detail=detail, raw=raw)
+    def watched(self, records: Iterator[Record | BadRecord]) -> Iterator[Record | BadRecord]:
+        for record in records:
+            if isinstance(record, Record):
+                self._fields.update(dict.fromkeys(record.value))
+                self._count_values(record.value.items())
+            yield record
 
-
-def type_name(value: JSON) -> str:
-    """Return the JSON name of a value's type, as an error message says it."""
-    if value is None:
-        return "nothing"
-    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
-
-
-def _bad_json(error: ValueError | RecursionError, *, line: int, raw: str) -> BadRecord:
-    if isinstance(error, json.JSONDecodeError):
-        what = error.msg[0].lower() + error.msg[1:]
-        detail = f"expected one JSON object, found {what} at character {error.pos + 1} of {len(raw)}: {_excerpt(raw)}"
-    else:
-        detail = f"expected one JSON object: {error}: {_excerpt(raw)}"
-    return BadRecord(line=line, reason="bad_json", detail=detail, raw=raw)
-
-
-def _read_json_lines(handle: BinaryIO, path: Path, encoding: str) -> Iterator[Record | BadRecord]:
-    for number, data in enumerate(handle, start=1):
-        if number == 1:
-            data = data.removeprefix(b"\xef\xbb\xbf")
-        text = _decode(data, path=path, line=number, encoding=encoding).strip()
-        if not text:
-            continue
-        try:
-            value = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            yield _bad_json(
-                ValueError(str(error)) if isinstance(error, RecursionError) else error, line=number, raw=text
-            )
-            continue
-        yield _checked(value, line=number, raw=text)
-
-
-def _read_json_array(handle: BinaryIO, path: Path, encoding: str) -> Iterator[Record | BadRecord]:
-    """Yield the elements of one JSON array without holding the file: decode one element, drop its text, go on."""
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-    reader = _TextChunks(handle, path, encoding)
-    first = reader.next_character()
-    if first == "":
-        return
-    if first != "[":
-        found = f"an object with the keys {_top_keys(reader)}" if first == "{" else f"text that starts with {first!r}"
-        raise DataError(
-            f"{path.name} is not a list of records",
-            where=f"{path}:{reader.line}",
-            expected="a JSON array of objects, or one JSON object a line",
-            found=found,
-            hint="if the records stand under one key, write them out as JSON lines",
-        )
-    reader.skip(1)
-    while (character := reader.next_character()) not in ("]", ""):
-        if character == ",":
-            reader.skip(1)
-            continue
-        line = reader.line
-        try:
-            value, text = reader.decode_one(decoder)
-        except ValueError as error:
-            raise DataError(
-                f"{path.name} is broken JSON",
-                where=f"{path}:{line}",
-                expected="a JSON array whose elements are objects",
-                found=f"{error}: {_excerpt(reader.rest)}",
-                hint="the file may be cut off; write it again, or as JSON lines, where one broken line costs one row",
-            ) from error
-        yield _checked(value, line=line, raw=text)
-    if reader.next_character() == "":
-        raise DataError(
-            f"{path.name} is cut off",
-            where=f"{path}:{reader.line}",
-            expected="a closing ] of the JSON array",
-            found="the end of the file",
-        )
-
-
-def _top_keys(reader: _TextChunks) -> str:
-    try:
-        value = json.loads(reader.rest)
-    except ValueError:
-        return f"in {_excerpt(reader.rest)}"
-    return ", ".join(list(value)[:5])
-
-
-class _TextChunks:
-    """Text of a file from the current place on, read as needed; knows its line."""
-
-    def __init__(self, handle: BinaryIO, path: Path, encoding: str) -> None:
-        self._handle = handle
-        self._path = path
-        self._encoding = encoding
-        self._text = ""
-        self._at = 0
-        self._held = b""
-        self._ended = False
-        self.line = 1
-        self._read_lines = 1
-
-    def _more(self, num_bytes: int = _CHUNK_BYTES) -> bool:
-        if self._ended:
-            return False
-        data = self._handle.read(num_bytes)
-        if not data:
-            self._ended = True
-        data = self._held + data
-        # Only whole lines are decoded, so that no character is cut; a file of one line is taken at its end.
-        cut = len(data) if self._ended else data.rfind(b"\n") + 1
-        self._held = data[cut:]
-        part = data[:cut]
-        if self._read_lines == 1:
-            part = part.removeprefix(b"\xef\xbb\xbf")
-        text = _decode(part, path=self._path, line=self._read_lines, encoding=self._encoding)
-        self._read_lines += part.count(b"\n")
-        self._text = self._text[self._at :] + text
-        self._at = 0
-        return True
-
-    def next_character(self) -> str:
-        """Return the next character that is not blank, without taking it; empty at the end."""
-        while True:
-            while self._at < len(self._text):
-                character = self._text[self._at]
-                if not character.isspace():
-                    return character
-                self.skip(1)
-            if not self._more():
-                return ""
-
-    def skip(self, count: int) -> None:
-        """Take characters."""
-        self.line += self._text.count("\n", self._at, self._at + count)
-        self._at += count
-
-    @property
-    def rest(self) -> str:
-        """What was read and not taken."""
-        return self._text[self._at :]
-
-    def decode_one(self, decoder: json.JSONDecoder) -> tuple[JSON, str]:
-        """Take one JSON value and return it with its text. Raises `ValueError` where there is none."""
-        size = _CHUNK_BYTES
-        while True:
-            try:
-                value, end = decoder.raw_decode(self._text, self._at)
-            except ValueError:
-                if not self._more(size):
-                    raise
-                size *= 2  # so that one huge element is not decoded again for each megabyte
-                continue
-            if end == len(self._text) and self._more(size):
-                continue  # a number could go on
-            text = self._text[self._at : end]
-            self.skip(end - self._at)
-            return value, text
-
-
-def _read_csv(handle: BinaryIO, path: Path, encoding: str) -> Iterator[Record | BadRecord]:
-    def lines() -> Iterator[str]:
-        for number, data in enumerate(handle, start=1):
-            yield _decode(
-                data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data, path=path, line=number, encoding=encoding
-            )
-
-    reader = csv.reader(lines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    csv.field_size_limit(1 << 30)
-    header: list[str] | None = None
-    start = 1
-    try:
-        for cells in reader:
-            line, start = start, reader.line_num + 1
-            if not cells:
-                continue
-            if header is None:
-                header = _csv_header(cells, path)
-            elif len(cells) != len(header):
-                raw = ",".join(cells)
-                detail = f"expected {len(header)} cells ({', '.join(header)}), found {len(cells)}: {_excerpt(raw)}"
-                yield BadRecord(line=line, reason="bad_csv", detail=detail, raw=raw)
-            else:
-                yield Record(line=line, value=dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        raise DataError(
-            f"{path.name} is broken CSV",
-            where=f"{path}:{start}",
-            expected="cells that quote commas, quotes and line breaks",
-            found=str(error),
-        ) from error
-
-
-def _csv_header(cells: list[str], path: Path) -> list[str]:
-    header = [cell.strip() for cell in cells]
-    if "" in header or len(set(header)) != len(header):
-        raise DataError(
-            f"{path.name} has no usable header",
-            where=f"{path}:1",
-            expected="a first line with one different name for each column",
-            found=", ".join(repr(cell) for cell in header),
-        )
-    return header
-
-
-def _read_text(handle: BinaryIO, path: Path, encoding: str) -> Iterator[Record | BadRecord]:
-    for number, data in enumerate(handle, start=1):
-        text = _decode(
-            data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data, path=path, line=number, encoding=encoding
-        ).strip()
-        if text:
-            yield Record(line=number, value={"text": text})
-
-
-def _read_table(path: Path, kind: str) -> Iterator[Record | BadRecord]:
-    try:
-        if kind == "parquet":
-            with pq.ParquetFile(path) as file:
-                batches = file.iter_batches(batch_size=1024)
-                yield from _batches_to_records(batches)
-        else:
-            yield from _batches_to_records(_arrow_batches(path))
-    except OSError as error:
-        if error.strerror:
-            raise _unreadable(path, error) from error
-        raise _broken_table(path, kind, error) from error
-    except pa.ArrowException as error:
-        raise _broken_table(path, kind, error) from error
-
-
-def _broken_table(path: Path, kind: str, error: Exception) -> DataError:
-    return DataError(
-        f"{path.name} is not a readable {kind} file",
-        where=str(path),
-        expected=f"a whole {kind} file",
-        found=str(error).splitlines()[0],
-        hint="the file may be cut off or of another format",
-    )
-
-
-def _arrow_batches(path: Path) -> Iterator[Any]:
-    with pa.memory_map(str(path)) as source:
-        try:
-            reader = pa.ipc.open_stream(source)  # what `datasets` writes
-        except pa.ArrowInvalid:
-            yield from feather.read_table(source).to_batches(max_chunksize=1024)
+    def count(self, item: Row | Reject) -> None:
+        if isinstance(item, Reject):
+            self._problems[item.reason] += 1
+            self._first_problem = self._first_problem or f"{item.path}:{item.line} {item.detail}"
             return
-        with reader:
-            yield from reader
+        self._lengths.append(sum(len(message.content or "") for message in item.conversation.messages))
+        answer = _answer_object(item.conversation) or {}
+        self._count_values((f"answer.{key}", value) for key, value in answer.items())
 
+    def _count_values(self, places: Iterable[tuple[str, JSON]]) -> None:
+        for name, value in places:
+            if isinstance(value, (str, bool)) and len(str(value)) <= _MAX_LABEL_CHARS:
+                counts = self._values.setdefault(name, Counter())
+                if len(counts) <= _MAX_LABEL_VALUES:
+                    counts[value if isinstance(value, str) else json.dumps(value)] += 1
 
-def _batches_to_records(batches: Iterator[Any]) -> Iterator[Record]:
-    number = 0
-    for batch in batches:
-        for value in batch.to_pylist():
-            number += 1
-            yield Record(line=number, value=_without_nulls(value))
+    def report(self) -> SourceReport:
+        lengths = sorted(self._lengths)
+        return SourceReport(
+            shape=", ".join(dict.fromkeys(self.shapes)),
+            rows=len(lengths),
+            fields=tuple(self._fields),
+            median_chars=round(statistics.median(lengths)) if lengths else 0,
+            p95_chars=lengths[int(0.95 * (len(lengths) - 1))] if lengths else 0,
+            labels={
+                name: dict(counts.most_common()) for name, counts in self._values.items() if self._is_label(counts)
+            },
+            problems=dict(self._problems),
+            first_problem=self._first_problem,
+        )
 
-
-def _without_nulls(value: JSON) -> JSON:
-    """Drop null keys at every depth: Arrow gives each struct the union of all keys, nulls where a row had none."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+    def _is_label(self, counts: Counter[str]) -> bool:
+        """Few values, each met several times on average, in nearly all rows."""
+        rows = len(self._lengths)
+        most = min(_MAX_LABEL_VALUES, max(2, rows // 5))
+        return sum(counts.values()) >= 0.9 * rows and 2 <= len(counts) <= most

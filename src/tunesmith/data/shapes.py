@@ -1,14 +1,16 @@
 """What a record means: the shapes that users bring, told apart and turned into conversations.
 
-What lives here: `detect_shape` and `convert`. What does not: files (`data.read`), provenance (`data.ingest`).
+What lives here: `detect_shape` and `convert`. What does not: one message (`data.turns`), files (`data.read`),
+provenance (`data.sources`).
 
-    alpaca      {"instruction", "input"?, "output", "system"?, "history"?}
-    messages    {"messages": [{"role", "content", "tool_calls"?, ...}], "tools"?}
-    sharegpt    {"conversations": [{"from", "value"}], "system"?, "tools"?}
-    completion  {"prompt", "completion"}            also question/answer, query/response, input/output
-    preference  {"prompt" | "messages" | ..., "chosen", "rejected"}
-    kto         a conversation or prompt/completion with "label": true | false
-    text        {"text"}                             one assistant turn without a prompt
+    alpaca       {"instruction", "input"?, "output", "system"?, "history"?}
+    messages     {"messages": [{"role", "content", "tool_calls"?, ...}], "tools"?}
+    sharegpt     {"conversations": [{"from", "value"}], "system"?, "tools"?}
+    completion   {"prompt", "completion"}            also question/answer, query/response, input/output
+    preference   {"prompt" | "messages" | ..., "chosen", "rejected"}
+    kto          a conversation or prompt/completion with "label": true | false
+    request_log  {"request": {"messages"}, "response": {...}} of OpenAI or Anthropic
+    text         {"text"}                             one assistant turn without a prompt
 
 A record that does not hold what its shape says raises `RowProblem` with the reason, the field, what was expected and
 what was found.
@@ -17,14 +19,17 @@ what was found.
 from __future__ import annotations
 
 import enum
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tunesmith.data.read import type_name
+from tunesmith.data.logs import logged_exchange, looks_logged
+from tunesmith.data.records import type_name
+from tunesmith.data.turns import RowProblem, messages_of, parsed, refuse, tools_of, turn_of
 from tunesmith.errors import nearest
-from tunesmith.types import JSON, ROLES, Conversation, Message, ToolCall
+from tunesmith.types import JSON, Conversation, Message
+
+__all__ = ["Converted", "RowProblem", "Shape", "convert", "detect_common_shape", "detect_shape", "names_of"]
 
 
 class Shape(enum.StrEnum):
@@ -36,16 +41,8 @@ class Shape(enum.StrEnum):
     COMPLETION = "completion"
     PREFERENCE = "preference"
     KTO = "kto"
+    REQUEST_LOG = "request_log"
     TEXT = "text"
-
-
-class RowProblem(Exception):
-    """One record cannot be a row: `reason` is counted, `detail` is read by people."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
-        self.detail = detail
-        super().__init__(f"{reason}: {detail}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +52,9 @@ class Converted:
     conversation: Conversation
     rejected: tuple[Message, ...] = ()
     desirable: bool | None = None
+    generator: str | None = None
+    """Model that answered, where the record itself says so."""
+    collected_at: str | None = None
 
 
 PAIRS: tuple[tuple[str, str], ...] = (
@@ -74,31 +74,9 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "chosen": ("chosen", "chosen_messages", "preferred_output"),
     "rejected": ("rejected", "rejected_messages", "non_preferred_output"),
     "label": ("label", "kto_tag", "desirable"),
+    "tools": ("tools", "functions"),
 }
 """Field of a shape -> the names under which it is found in the field."""
-
-SHAREGPT_ROLES: Mapping[str, str] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "developer": "developer",
-    "function_call": "function_call",
-    "tool_call": "function_call",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "tool": "tool",
-    "function": "tool",
-}
-"""ShareGPT's `from` -> role; `function_call` is an assistant turn whose value is the call (LLaMA-Factory)."""
-
-_PART_TEXT_KEYS = ("text", "value", "content")
 
 
 def field_of(record: Mapping[str, JSON], name: str, columns: Mapping[str, str]) -> JSON:
@@ -117,12 +95,14 @@ def detect_shape(record: Mapping[str, JSON], columns: Mapping[str, str]) -> Shap
     if field_of(record, "chosen", columns) is not None and field_of(record, "rejected", columns) is not None:
         return Shape.PREFERENCE
     has_pair = _pair(record, columns) is not None
-    label = field_of(record, "label", columns)
-    if isinstance(label, bool) and (turns is not None or has_pair or record.get("instruction") is not None):
+    is_alpaca = field_of(record, "instruction", columns) is not None and field_of(record, "output", columns) is not None
+    if isinstance(_flag(field_of(record, "label", columns)), bool) and (turns is not None or has_pair or is_alpaca):
         return Shape.KTO
+    if turns is None and looks_logged(record):
+        return Shape.REQUEST_LOG
     if turns is not None:
-        return Shape.SHAREGPT if _is_sharegpt(_parsed(turns)) else Shape.MESSAGES
-    if field_of(record, "instruction", columns) is not None and field_of(record, "output", columns) is not None:
+        return Shape.SHAREGPT if _is_sharegpt(parsed(turns)) else Shape.MESSAGES
+    if is_alpaca:
         return Shape.ALPACA
     if has_pair:
         return Shape.COMPLETION
@@ -139,22 +119,38 @@ def detect_common_shape(records: Iterable[Mapping[str, JSON]], columns: Mapping[
 
 def convert(record: Mapping[str, JSON], shape: Shape, *, columns: Mapping[str, str]) -> Converted:
     """Turn one record of a known shape into a conversation. Raises `RowProblem`."""
+    if shape is Shape.REQUEST_LOG:
+        exchange = logged_exchange(record)
+        return Converted(
+            conversation=exchange.conversation, generator=exchange.generator, collected_at=exchange.collected_at
+        )
     if shape is Shape.PREFERENCE:
         return _preference(record, columns)
-    if shape is Shape.KTO:
-        label = field_of(record, "label", columns)
-        if not isinstance(label, bool):
-            raise RowProblem("wrong_type", f"field 'label': expected true or false, found {type_name(label)}")
-        messages = _any_prompt(record, columns)
-        return Converted(conversation=_conversation(record, messages, columns), desirable=label)
-    if shape is Shape.MESSAGES or shape is Shape.SHAREGPT:
-        return Converted(conversation=_conversation(record, _turns(record, columns), columns))
-    if shape is Shape.ALPACA:
-        return Converted(conversation=_conversation(record, _alpaca(record, columns), columns))
     if shape is Shape.TEXT:
         text = _text(record, "text", columns)
         return Converted(conversation=Conversation(messages=(Message(role="assistant", content=text),)))
-    return Converted(conversation=_conversation(record, _completion(record, columns), columns))
+    if shape is Shape.KTO:
+        label = _flag(field_of(record, "label", columns))
+        if not isinstance(label, bool):
+            refuse("wrong_type", columns.get("label", "label"), expected="true or false", found=type_name(label))
+        return Converted(conversation=_conversation(record, _answered(record, columns), columns), desirable=label)
+    if shape is Shape.ALPACA:
+        messages = _alpaca(record, columns)
+    elif shape is Shape.COMPLETION:
+        messages = _completion(record, columns)
+    else:
+        messages = _turns(record, columns)
+    return Converted(conversation=_conversation(record, messages, columns))
+
+
+def names_of(record: Mapping[str, JSON]) -> str:
+    """Return the fields of a record, as an error says them."""
+    return ", ".join(repr(str(name)) for name in list(record)[:8]) or "no field"
+
+
+def _flag(value: JSON) -> JSON:
+    """A flag as CSV has it."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _pair(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[str, str] | None:
@@ -164,21 +160,11 @@ def _pair(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[str, 
     return next((pair for pair in PAIRS if all(record.get(name) is not None for name in pair)), None)
 
 
-def _parsed(value: JSON) -> JSON:
-    """Parse JSON text that stands in a cell (CSV, Parquet); anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _parsed_turns(value: JSON) -> JSON:
     """Parse JSON text only where it is a list of messages: an answer that happens to be JSON stays text."""
-    parsed = _parsed(value)
-    first = parsed[0] if isinstance(parsed, list) and parsed else None
-    return parsed if isinstance(first, Mapping) and ("role" in first or "from" in first) else value
+    inner = parsed(value)
+    first = inner[0] if isinstance(inner, list) and inner else None
+    return inner if isinstance(first, Mapping) and ("role" in first or "from" in first) else value
 
 
 def _is_sharegpt(turns: JSON) -> bool:
@@ -190,20 +176,16 @@ def _text(record: Mapping[str, JSON], name: str, columns: Mapping[str, str]) -> 
     value = field_of(record, name, columns)
     shown = columns.get(name, name)
     if value is None:
-        close = nearest(shown, [str(key) for key in record])
-        raise RowProblem(
-            "missing_field", f"field {shown!r}: expected text, found nothing; fields here: {', '.join(close)}"
-        )
+        there = ", ".join(nearest(shown, [str(key) for key in record]))
+        refuse("missing_field", shown, expected="text", found=f"nothing; fields here: {there}")
     if not isinstance(value, str):
-        raise RowProblem("wrong_type", f"field {shown!r}: expected text, found {type_name(value)}")
+        refuse("wrong_type", shown, expected="text", found=type_name(value))
     return value
 
 
 def _optional_text(record: Mapping[str, JSON], name: str, columns: Mapping[str, str]) -> str | None:
     value = field_of(record, name, columns)
-    if value is None or value == "":
-        return None
-    return _text(record, name, columns)
+    return None if value is None or value == "" else _text(record, name, columns)
 
 
 def _system(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
@@ -213,47 +195,47 @@ def _system(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Mes
 
 def _alpaca(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
     """Instruction and input joined by one line break, as LLaMA-Factory joins them; history before."""
-    instruction = _text(record, "instruction", columns)
-    extra = _optional_text(record, "input", columns)
-    prompt = instruction if extra is None else f"{instruction}\n{extra}"
     messages = [*_system(record, columns)]
     history = field_of(record, "history", columns) or []
     if not isinstance(history, list):
-        raise RowProblem("wrong_type", f"field 'history': expected a list of pairs, found {type_name(history)}")
+        refuse("wrong_type", "history", expected="a list of pairs", found=type_name(history))
     for index, pair in enumerate(history):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise RowProblem("wrong_type", f"field 'history[{index}]': expected [question, answer], found {pair!r:.80}")
+            refuse("wrong_type", f"history[{index}]", expected="[question, answer]", found=f"{pair!r:.80}")
         messages += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
-    messages.append(Message(role="user", content=prompt))
+    messages.append(Message(role="user", content=_instruction(record, columns)))
     messages.append(Message(role="assistant", content=_text(record, "output", columns)))
     return tuple(messages)
+
+
+def _instruction(record: Mapping[str, JSON], columns: Mapping[str, str]) -> str:
+    instruction, extra = _text(record, "instruction", columns), _optional_text(record, "input", columns)
+    return instruction if extra is None else f"{instruction}\n{extra}"
 
 
 def _completion(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
     pair = _pair(record, columns)
     if pair is None:
-        shown = columns.get("prompt", "prompt"), columns.get("completion", "completion")
-        raise RowProblem(
-            "missing_field",
-            f"fields {shown[0]!r} and {shown[1]!r}: expected text in both, found the fields {_names(record)}",
-        )
+        shown = " and ".join((columns.get("prompt", "prompt"), columns.get("completion", "completion")))
+        refuse("missing_field", shown, expected="text in both", found=names_of(record))
     prompt, answer = (_parsed_turns(record[name]) for name in pair)
-    left = _message_list(prompt, pair[0]) if isinstance(prompt, list) else _said(prompt, "user", pair[0])
-    right = _message_list(answer, pair[1]) if isinstance(answer, list) else _said(answer, "assistant", pair[1])
+    left = messages_of(prompt, pair[0]) if isinstance(prompt, list) else _said(prompt, "user", pair[0])
+    right = messages_of(answer, pair[1]) if isinstance(answer, list) else _said(answer, "assistant", pair[1])
     return (*_system(record, columns), *left, *right)
 
 
 def _said(value: JSON, role: str, name: str) -> tuple[Message, ...]:
+    if isinstance(value, Mapping) and ("role" in value or "from" in value):
+        return turn_of(value, name)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
-    if isinstance(value, Mapping) and ("role" in value or "from" in value):
-        return (_message(value, name),)
     if not isinstance(value, str):
-        raise RowProblem("wrong_type", f"field {name!r}: expected text or messages, found {type_name(value)}")
+        refuse("wrong_type", name, expected="text or messages", found=type_name(value))
     return (Message(role="user" if role == "user" else "assistant", content=value),)
 
 
-def _any_prompt(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
+def _answered(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
+    """Prompt and answer, in whichever shape they are."""
     if field_of(record, "messages", columns) is not None:
         return _turns(record, columns)
     if field_of(record, "instruction", columns) is not None and field_of(record, "output", columns) is not None:
@@ -262,38 +244,27 @@ def _any_prompt(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple
 
 
 def _turns(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
-    value = _parsed(field_of(record, "messages", columns))
+    value = parsed(field_of(record, "messages", columns))
     shown = columns.get("messages", next((name for name in ALIASES["messages"] if name in record), "messages"))
     if value is None:
-        raise RowProblem("missing_field", f"field {shown!r}: expected a list of messages, found {_names(record)}")
-    return (*_system(record, columns), *_message_list(value, shown))
-
-
-def _names(record: Mapping[str, JSON]) -> str:
-    return ", ".join(repr(str(name)) for name in list(record)[:8]) or "no field"
-
-
-def _message_list(value: JSON, name: str) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise RowProblem("wrong_type", f"field {name!r}: expected a list of messages, found {type_name(value)}")
-    return tuple(_message(item, f"{name}[{index}]") for index, item in enumerate(value))
+        refuse("missing_field", shown, expected="a list of messages", found=f"the fields {names_of(record)}")
+    return (*_system(record, columns), *messages_of(value, shown))
 
 
 def _preference(record: Mapping[str, JSON], columns: Mapping[str, str]) -> Converted:
-    chosen = _side(record, "chosen", columns)
-    rejected = _side(record, "rejected", columns)
+    chosen, rejected = _side(record, "chosen", columns), _side(record, "rejected", columns)
     shared = 0
     while shared < min(len(chosen), len(rejected)) and _same(chosen[shared], rejected[shared]):
         shared += 1
     prompt = _preference_prompt(record, columns)
     if shared and not prompt:
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    elif prompt and chosen[: len(prompt)] == prompt and rejected[: len(prompt)] == prompt:
+    elif prompt and shared >= len(prompt) and all(map(_same, prompt, chosen)):
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    if not chosen or not rejected:
-        raise RowProblem("same_answers", "fields 'chosen' and 'rejected': expected two answers, found the same one")
+    if not chosen or not rejected or chosen == rejected:
+        refuse("same_answers", "chosen and rejected", expected="two answers", found="the same one twice")
     if not prompt:
-        raise RowProblem("missing_field", f"expected a prompt beside 'chosen' and 'rejected', found {_names(record)}")
+        refuse("missing_field", "prompt", expected="a prompt beside chosen and rejected", found=names_of(record))
     return Converted(conversation=_conversation(record, (*prompt, *chosen), columns), rejected=rejected)
 
 
@@ -303,203 +274,30 @@ def _same(left: Message, right: Message) -> bool:
 
 def _side(record: Mapping[str, JSON], name: str, columns: Mapping[str, str]) -> tuple[Message, ...]:
     value = _parsed_turns(field_of(record, name, columns))
+    shown = columns.get(name, name)
     if value is None:
-        raise RowProblem("missing_field", f"field {name!r}: expected an answer, found {_names(record)}")
-    return _message_list(value, name) if isinstance(value, list) else _said(value, "assistant", name)
+        refuse("missing_field", shown, expected="an answer", found=f"the fields {names_of(record)}")
+    return messages_of(value, shown) if isinstance(value, list) else _said(value, "assistant", shown)
 
 
 def _preference_prompt(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
     given = record.get("input")
     if isinstance(given, Mapping) and isinstance(given.get("messages"), list):
-        return _message_list(given["messages"], "input.messages")  # OpenAI's preference fine-tuning
-    turns = _parsed(field_of(record, "messages", columns))
-    if turns is not None:
-        return (*_system(record, columns), *_message_list(turns, "messages"))
-    for name in (columns.get("prompt", "prompt"), columns.get("instruction", "instruction"), "question", "query"):
+        return messages_of(given["messages"], "input.messages")  # OpenAI's preference fine-tuning
+    if field_of(record, "messages", columns) is not None:
+        return _turns(record, columns)
+    system = _system(record, columns)
+    if field_of(record, "instruction", columns) is not None:
+        return (*system, Message(role="user", content=_instruction(record, columns)))
+    for name in (columns.get("prompt", "prompt"), "question", "query"):
         value = _parsed_turns(record.get(name))
-        if value is None:
-            continue
-        if isinstance(value, list):
-            return (*_system(record, columns), *_message_list(value, name))
-        extra = record.get("input") if name == "instruction" else None
-        text = f"{value}\n{extra}" if isinstance(value, str) and isinstance(extra, str) and extra else value
-        return (*_system(record, columns), *_said(text, "user", name))
+        if value is not None:
+            said = messages_of(value, name) if isinstance(value, list) else _said(value, "user", name)
+            return (*system, *said)
     return ()
-
-
-def _message(value: JSON, name: str) -> Message:
-    if not isinstance(value, Mapping):
-        raise RowProblem("wrong_type", f"field {name!r}: expected an object with a role, found {type_name(value)}")
-    if "from" in value and "value" in value:
-        return _sharegpt_message(value, name)
-    role = value.get("role")
-    if role == "function":
-        role = "tool"
-    elif role in ("human", "gpt", "model", "bot"):
-        role = SHAREGPT_ROLES.get(str(role), "assistant")
-    if role not in ROLES:
-        found = "nothing" if role is None else repr(role)
-        raise RowProblem("unknown_role", f"field '{name}.role': expected one of {', '.join(ROLES)}, found {found}")
-    content, reasoning, part_calls = _content(value.get("content"), f"{name}.content")
-    calls = [*part_calls, *_tool_calls(value, f"{name}.tool_calls")]
-    if content is None and not calls:
-        if reasoning is None:
-            raise RowProblem("missing_field", f"field '{name}.content': expected text, found nothing")
-        content = ""
-    own_reasoning = value.get("reasoning_content") or value.get("reasoning") or value.get("thinking")
-    if own_reasoning is not None and not isinstance(own_reasoning, str):
-        raise RowProblem(
-            "wrong_type", f"field '{name}.reasoning_content': expected text, found {type_name(own_reasoning)}"
-        )
-    train, weight = _weighting(value, name)
-    return Message(
-        role=role,
-        content=content,
-        reasoning=own_reasoning or reasoning,
-        tool_calls=tuple(calls),
-        name=_optional(value, "name", name),
-        tool_call_id=_optional(value, "tool_call_id", name),
-        train=train,
-        weight=weight,
-    )
-
-
-def _optional(value: Mapping[str, JSON], key: str, name: str) -> str | None:
-    item = value.get(key)
-    if item is not None and not isinstance(item, str):
-        raise RowProblem("wrong_type", f"field '{name}.{key}': expected text, found {type_name(item)}")
-    return item
-
-
-def _weighting(value: Mapping[str, JSON], name: str) -> tuple[bool | None, float | None]:
-    """Per-turn marks: `train`, axolotl's `training`, OpenAI's `weight` 0 or 1, LLaMA-Factory's `loss_weight`."""
-    train = value.get("train", value.get("training"))
-    if train is not None and not isinstance(train, bool):
-        raise RowProblem("wrong_type", f"field '{name}.train': expected true or false, found {type_name(train)}")
-    weight = value.get("weight", value.get("loss_weight"))
-    if weight is None or value.get("role") != "assistant":
-        return train, None
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-        raise RowProblem("wrong_type", f"field '{name}.weight': expected a number from 0 up, found {weight!r}")
-    if weight == 0:
-        return False, None
-    return train, None if weight == 1 else float(weight)
-
-
-def _content(value: JSON, name: str) -> tuple[str | None, str | None, list[ToolCall]]:
-    """Text, reasoning and calls of a content that is text, nothing, or a list of typed parts."""
-    if value is None or isinstance(value, str):
-        return value, None, []
-    if not isinstance(value, list):
-        raise RowProblem("wrong_type", f"field {name!r}: expected text or a list of parts, found {type_name(value)}")
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: list[ToolCall] = []
-    for index, part in enumerate(value):
-        place = f"{name}[{index}]"
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        if not isinstance(part, Mapping):
-            raise RowProblem("wrong_type", f"field {place!r}: expected a part with a type, found {type_name(part)}")
-        kind = part.get("type")
-        body = next((part[key] for key in (*_PART_TEXT_KEYS, "thinking") if part.get(key) is not None), None)
-        if kind in ("text", "input_text", "output_text", "reasoning", "thinking"):
-            if not isinstance(body, str):
-                raise RowProblem("wrong_type", f"field {place!r}: expected text, found {type_name(body)}")
-            (thoughts if kind in ("reasoning", "thinking") else texts).append(body)
-        elif kind in ("tool_call", "tool_calls", "function_call"):
-            calls += _called(_parsed(body if body is not None else part), place)
-        elif kind == "tool_use":
-            calls.append(ToolCall(name=str(part.get("name")), arguments=part.get("input") or {}, id=part.get("id")))
-        else:
-            raise RowProblem("unsupported_part", f"field '{place}.type': expected text, found {kind!r}")
-    return (
-        "".join(texts) if texts else None,
-        "".join(thoughts) if thoughts else None,
-        calls,
-    )
-
-
-def _tool_calls(value: Mapping[str, JSON], name: str) -> list[ToolCall]:
-    calls = _parsed(value.get("tool_calls"))
-    if calls is None and isinstance(value.get("function_call"), Mapping):
-        calls = [value["function_call"]]
-    if calls is None:
-        return []
-    if not isinstance(calls, list):
-        raise RowProblem("wrong_type", f"field {name!r}: expected a list of calls, found {type_name(calls)}")
-    return [call for index, item in enumerate(calls) for call in _called(item, f"{name}[{index}]")]
-
-
-def _called(value: JSON, name: str) -> list[ToolCall]:
-    if isinstance(value, list):
-        return [call for index, item in enumerate(value) for call in _called(item, f"{name}[{index}]")]
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RowProblem(
-            "bad_tool_call", f"field {name!r}: expected an object with name and arguments, found {value!r:.80}"
-        )
-    arguments = function.get("arguments", {})
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, (str, Mapping)):
-        raise RowProblem(
-            "bad_tool_call", f"field '{name}.arguments': expected an object or JSON text, found {type_name(arguments)}"
-        )
-    if isinstance(arguments, str):
-        try:
-            json.loads(arguments)
-        except ValueError as error:
-            raise RowProblem("bad_tool_call", f"field '{name}.arguments': expected JSON text, found {error}") from error
-    call_id = value.get("id") if isinstance(value, Mapping) else None
-    return [ToolCall(name=function["name"], arguments=arguments, id=call_id if isinstance(call_id, str) else None)]
-
-
-def _sharegpt_message(value: Mapping[str, JSON], name: str) -> Message:
-    speaker = value.get("from")
-    role = SHAREGPT_ROLES.get(str(speaker))
-    text = value.get("value")
-    if role is None:
-        known = ", ".join(sorted(SHAREGPT_ROLES))
-        raise RowProblem("unknown_role", f"field '{name}.from': expected one of {known}, found {speaker!r}")
-    if not isinstance(text, str):
-        raise RowProblem("wrong_type", f"field '{name}.value': expected text, found {type_name(text)}")
-    train, weight = _weighting({**value, "role": "assistant" if role == "function_call" else role}, name)
-    if role == "function_call":
-        calls = _called(_parsed(text), f"{name}.value")
-        return Message(role="assistant", tool_calls=tuple(calls), train=train, weight=weight)
-    assert role in ROLES, role
-    return Message(role=role, content=text, train=train, weight=weight)
-
-
-def _tools(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Mapping[str, JSON], ...]:
-    value = field_of(record, "tools", columns)
-    if value is None:
-        value = record.get("functions")
-    if value is None or value == "" or value == []:
-        return ()
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise RowProblem("bad_tools", f"field 'tools': expected a JSON list of functions, found {error}") from error
-    if not isinstance(value, list):
-        raise RowProblem("bad_tools", f"field 'tools': expected a list of functions, found {type_name(value)}")
-    tools = []
-    for index, tool in enumerate(value):
-        if not isinstance(tool, Mapping):
-            raise RowProblem("bad_tools", f"field 'tools[{index}]': expected an object, found {type_name(tool)}")
-        function = tool.get("function", tool)
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise RowProblem(
-                "bad_tools", f"field 'tools[{index}]': expected a function with a name, found {tool!r:.80}"
-            )
-        tools.append(tool if "function" in tool else {"type": "function", "function": tool})
-    return tuple(tools)
 
 
 def _conversation(
     record: Mapping[str, JSON], messages: tuple[Message, ...], columns: Mapping[str, str]
 ) -> Conversation:
-    return Conversation(messages=messages, tools=_tools(record, columns))
+    return Conversation(messages=messages, tools=tools_of(field_of(record, "tools", columns)))

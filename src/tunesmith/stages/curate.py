@@ -18,7 +18,7 @@ from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.data.licenses import PERMISSIVE
-from tunesmith.types import JSON
+from tunesmith.types import JSON, Conversation
 
 PersonalData = Literal[
     "EMAIL",
@@ -97,7 +97,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
 
         contract = load_contract(inputs.contract.path)
 
-        def lint(conversation: object) -> list[tuple[str, str]]:
+        def lint(conversation: Conversation) -> list[tuple[str, str]]:
             return [(violation.kind, violation.message) for violation in contract.lint(conversation)]
 
     rows = read_rows(inputs.rows.path / "rows.parquet")
