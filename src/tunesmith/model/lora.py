@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import PlanError, TrainingError, nearest
 
@@ -43,7 +44,7 @@ def add_lora(
         {
             name.rsplit(".", 1)[-1]
             for name, part in model.named_modules()
-            if isinstance(part, torch.nn.Linear) and part is not head
+            if isinstance(part, (torch.nn.Linear, Conv1D)) and part is not head
         }
     )
     for target in targets or ():
@@ -61,6 +62,7 @@ def add_lora(
         target_modules=list(targets) if targets is not None else linear,
         bias="none",
         task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

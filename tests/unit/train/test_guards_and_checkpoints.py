@@ -1,0 +1,151 @@
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from tunesmith.errors import StoreError, TrainingError
+from tunesmith.train import checkpoint as checkpoint_module
+from tunesmith.train.checkpoint import Counters, Identity, latest_checkpoint, load_checkpoint, save_checkpoint
+from tunesmith.train.guards import check_divergence, check_learned, check_step, fingerprint_of
+from tunesmith.train.optim import adamw
+
+IDENTITY = Identity(data="d", settings="s")
+
+
+def small_run(steps, *, seed=0):
+    torch.manual_seed(seed)
+    parameters = {name: torch.nn.Parameter(torch.randn(3, 2)) for name in ("a", "b")}
+    parameters["norm"] = torch.nn.Parameter(torch.ones(4))
+    optimizer = adamw(parameters, weight_decay=0.1)
+    train(parameters, optimizer, steps)
+    return parameters, optimizer
+
+
+def train(parameters, optimizer, steps):
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for _ in range(steps):
+        optimizer.zero_grad()
+        sum((parameter * torch.randn(parameter.shape)).sum() for parameter in parameters.values()).backward()
+        optimizer.step()
+
+
+def test_a_loaded_checkpoint_goes_on_bit_for_bit_random_numbers_included(tmp_path):
+    parameters, optimizer = small_run(3)
+    save_checkpoint(
+        tmp_path,
+        parameters=parameters,
+        best={"a": torch.ones(3, 2)},
+        optimizer=optimizer,
+        counters=Counters(step=3, recent_losses=(1.0, 2.0)),
+        identity=IDENTITY,
+    )
+    train(parameters, optimizer, 4)
+    others, other_optimizer = small_run(0, seed=9)
+    counters, best = load_checkpoint(
+        latest_checkpoint(tmp_path), parameters=others, optimizer=other_optimizer, identity=IDENTITY
+    )
+    train(others, other_optimizer, 4)
+    assert counters == Counters(step=3, recent_losses=(1.0, 2.0))
+    assert torch.equal(best["a"], torch.ones(3, 2))
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, others[name])
+
+
+def test_a_checkpoint_without_its_optimizer_is_refused(tmp_path):
+    parameters, optimizer = small_run(1)
+    path = save_checkpoint(
+        tmp_path, parameters=parameters, best={}, optimizer=optimizer, counters=Counters(step=1), identity=IDENTITY
+    )
+    (path / "optimizer.safetensors").unlink()
+    with pytest.raises(TrainingError, match="does not hold everything"):
+        load_checkpoint(path, parameters=parameters, optimizer=optimizer, identity=IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [(Identity(data="x", settings="s"), "other data"), (Identity(data="d", settings="x"), "other settings")],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, other, named):
+    parameters, optimizer = small_run(1)
+    path = save_checkpoint(
+        tmp_path, parameters=parameters, best={}, optimizer=optimizer, counters=Counters(step=1), identity=IDENTITY
+    )
+    with pytest.raises(TrainingError, match=named):
+        load_checkpoint(path, parameters=parameters, optimizer=optimizer, identity=other)
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    parameters, optimizer = small_run(1)
+    for step in (1, 2, 10):
+        save_checkpoint(
+            tmp_path,
+            parameters=parameters,
+            best={},
+            optimizer=optimizer,
+            counters=Counters(step=step),
+            identity=IDENTITY,
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000002", "checkpoint-00000010"]
+
+
+def test_a_half_written_checkpoint_is_never_found(tmp_path, monkeypatch):
+    parameters, optimizer = small_run(1)
+    keep = {"parameters": parameters, "best": {}, "optimizer": optimizer, "identity": IDENTITY}
+    save_checkpoint(tmp_path, counters=Counters(step=1), **keep)
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "_sync", no_space)
+    with pytest.raises(StoreError, match="cannot write a checkpoint"):
+        save_checkpoint(tmp_path, counters=Counters(step=2), **keep)
+    assert latest_checkpoint(tmp_path).name == "checkpoint-00000001"
+    shutil.rmtree(tmp_path / "checkpoint-00000001")
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path):
+    parameters, optimizer = small_run(1)
+    path = save_checkpoint(
+        tmp_path, parameters=parameters, best={}, optimizer=optimizer, counters=Counters(step=1), identity=IDENTITY
+    )
+    assert sorted(os.listdir(path)) == ["optimizer.safetensors", "state.json", "weights.safetensors"]
+    json.loads((path / "state.json").read_text())
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan"))])
+def test_a_step_that_is_no_number_stops_the_run_and_names_its_rows(loss, norm):
+    with pytest.raises(TrainingError, match="rows r1, r2"):
+        check_step(7, loss=loss, grad_norm=norm, row_ids=["r1", "r2"])
+
+
+def test_zero_gradients_stop_the_run():
+    check_step(0, loss=1.0, grad_norm=0.1, row_ids=["r"])
+    with pytest.raises(TrainingError, match="nothing is learned"):
+        check_step(0, loss=1.0, grad_norm=0.0, row_ids=["r"])
+
+
+def test_a_loss_that_runs_away_stops_the_run_and_noise_does_not():
+    early = [2.0] * 8
+    check_divergence(20, early=early, recent=[2.9] * 8)
+    check_divergence(20, early=[0.05] * 8, recent=[0.4] * 8)
+    check_divergence(3, early=early[:4], recent=[9.0] * 4)
+    with pytest.raises(TrainingError, match="diverges"):
+        check_divergence(20, early=early, recent=[3.1] * 8)
+
+
+def test_a_tensor_that_did_not_move_is_no_success():
+    parameters = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.ones(2))}
+    initial = {name: fingerprint_of(parameter) for name, parameter in parameters.items()}
+    with torch.no_grad():
+        parameters["a"].add_(1e-6)
+    with pytest.raises(TrainingError, match="1 of 2 trainable tensors did not move"):
+        check_learned(parameters, initial)
+    with torch.no_grad():
+        parameters["b"][0] = float("nan")
+    with pytest.raises(TrainingError, match="NaN"):
+        check_learned(parameters, initial)

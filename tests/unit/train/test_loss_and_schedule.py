@@ -1,0 +1,56 @@
+import pytest
+import torch
+from transformers import get_scheduler
+
+from tunesmith.train import loss as loss_module
+from tunesmith.train.loss import chunked_cross_entropy, logits_cross_entropy
+from tunesmith.train.schedule import learning_rate_at
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 128])
+def test_the_chunked_loss_and_its_gradients_are_torchs_own(monkeypatch, chunk):
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS", chunk)
+    torch.manual_seed(0)
+    hidden = torch.randn(10, 6, requires_grad=True)
+    head = torch.randn(17, 6, requires_grad=True)
+    labels, weights = torch.randint(17, (10,)), torch.rand(10)
+    ours = chunked_cross_entropy(hidden, head, labels, weights, denominator=3.0)
+    plain = (torch.nn.functional.cross_entropy(hidden @ head.T, labels, reduction="none") * weights).sum() / 3.0
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(logits_cross_entropy(hidden @ head.T, labels, weights, denominator=3.0), plain)
+    for mine, theirs in zip(
+        torch.autograd.grad(2 * ours, (hidden, head)), torch.autograd.grad(2 * plain, (hidden, head)), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_frozen_head_costs_no_gradient():
+    hidden = torch.randn(3, 4, requires_grad=True)
+    loss = chunked_cross_entropy(hidden, torch.randn(5, 4), torch.tensor([0, 1, 2]), torch.ones(3), denominator=1.0)
+    loss.backward()
+    assert hidden.grad is not None
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 0.25])
+def test_schedules_are_those_of_transformers(name, warmup_ratio):
+    total, peak = 40, 3e-4
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    outside = get_scheduler(
+        "constant_with_warmup" if name == "constant" else name,
+        optimizer,
+        num_warmup_steps=round(warmup_ratio * total),
+        num_training_steps=total,
+    )
+    for step in range(total):
+        ours = learning_rate_at(step, total_steps=total, peak=peak, warmup_ratio=warmup_ratio, schedule=name)
+        assert ours == pytest.approx(outside.get_last_lr()[0], rel=1e-9, abs=1e-15)
+        optimizer.step()
+        outside.step()
+
+
+def test_wsd_holds_its_peak_and_falls_in_the_last_fifth():
+    rates = [learning_rate_at(step, total_steps=100, peak=1.0, warmup_ratio=0.0, schedule="wsd") for step in range(100)]
+    assert rates[:81] == pytest.approx([1.0] * 81)
+    assert rates[90] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.05)
