@@ -15,12 +15,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.chat.contract import Contract, load_contract
 from tunesmith.errors import ServeError
 from tunesmith.types import JSON, Conversation, canonical_json, sha256_hex
 
+Dtype = Literal["float32", "bfloat16", "float16"]
 BUNDLE_FORMAT = 1
 CHECKSUMS_FILE = "checksums.json"
 REQUIRED_FILES = (
@@ -100,6 +101,8 @@ class Bundle:
     adapter_sha256: str
     base: Base
     golden: tuple[Golden, ...]
+    dtype: Dtype
+    """Number format that the bundle was evaluated in; serving in another one is not what was measured."""
     promotable: bool
     gates: tuple[Mapping[str, JSON], ...]
 
@@ -195,6 +198,7 @@ def load_bundle(root: Path) -> Bundle:
         adapter_sha256=adapter_sha256,
         base=Base(id=str(base["id"]), fingerprint=str(base["fingerprint"]), files=dict(base["files"])),
         golden=golden,
+        dtype=meta["dtype"],
         promotable=bool(gates["promotable"]),
         gates=tuple(gates["gates"]),
     )

@@ -148,6 +148,7 @@ def assemble(root: Path, base: Path, adapter: Path, *, promotable=True, **change
     meta = {
         "format": 1,
         "name": "tiny-tuned",
+        "dtype": "float32",
         "adapter_sha256": folder_sha256(file_sums(root / "adapter")),
         "contract_sha256": contract.sha256,
     }
