@@ -63,13 +63,14 @@ def test_every_module_below_model_loads_no_torch(layer):
 
 
 def test_importing_tunesmith_takes_less_than_the_promised_time():
-    """0.3 s is promised. Counted is the import time that Python itself reports, so that start-up does not enter."""
+    """0.3 s is promised and a few ms are taken: the margin of two orders is what keeps a busy machine out of it."""
     report = python("import tunesmith", "-X", "importtime").stderr
     line = next(line for line in report.splitlines() if line.rstrip().endswith(" tunesmith"))
-    microseconds = int(re.findall(r"\d+", line)[1])
-    assert microseconds < 300_000
+    cumulative_us = int(re.findall(r"\d+", line)[1])
+    assert cumulative_us < 300_000
 
 
 def test_every_module_can_be_imported():
     for module in pkgutil.walk_packages([str(SRC)], prefix="tunesmith."):
-        importlib.import_module(module.name)
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)

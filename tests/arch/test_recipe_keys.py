@@ -29,8 +29,14 @@ SRC = Path(__file__).parents[2] / "src" / "tunesmith"
 SAMPLES: dict[str, list[Any]] = {
     "FetchSpec.model": ["org/one", "org/two"],
     "FetchSpec.sha256": ["0" * 64, "1" * 64],
+    "ContractSpec.template_date": ["2025-01-31", "2025-02-28"],
 }
 """`Owner.field` -> two or more valid values, for fields whose type does not say what is valid."""
+
+BASES: dict[str, dict[str, Any]] = {
+    "ContractSpec": {"input_render": "{{ subject }}"},
+}
+"""Owner -> keys to set in every trial, because others are valid only beside them."""
 
 WHOLES: dict[str, list[dict[str, Any]]] = {
     "SharesSpec": [
@@ -105,7 +111,7 @@ def minimal(spec_type: type[Spec], files: list[str]) -> Iterator[dict[str, Any]]
         for name, field in required.items()
     ]
     for combination in itertools.islice(itertools.product(*choices), 300):
-        candidate = dict(zip(required, combination, strict=True))
+        candidate = {**BASES.get(spec_type.__name__, {}), **dict(zip(required, combination, strict=True))}
         if validates(spec_type, candidate):
             yield candidate
 

@@ -57,7 +57,8 @@ def explain_row(store: Store, record: RunRecord, what: str) -> Explanation:
     """Tell all that the artifacts of a run hold about a row. Raises `PlanError` where they hold nothing."""
     tables = list(_tables(store, record))
     ids = {what} if _ID.match(what) else _ids_at(tables, what)
-    facts = [fact for name, path in tables for fact in _facts_in(name, path, what, ids)]
+    said: dict[str, dict[str, JSON]] = {}
+    facts = [fact for name, path in tables for fact in _facts_in(name, path, what, ids, said)]
     if not facts:
         raise PlanError(
             f"no artifact of the run knows {what!r}",
@@ -87,10 +88,15 @@ def _ids_at(tables: list[tuple[str, Path]], place: str) -> set[str]:
     return ids
 
 
-def _facts_in(name: str, path: Path, what: str, ids: set[str]) -> Iterator[Fact]:
+def _facts_in(name: str, path: Path, what: str, ids: set[str], said: dict[str, dict[str, JSON]]) -> Iterator[Fact]:
+    """Yield what a file says of the rows. What was `said` of a row before is said again only where it changed."""
     for record in _matching(path, what, ids):
         fields = {key: _shortened(value) for key, value in record.items() if value is not None}
-        yield Fact(where=name, fields=fields)
+        row = str(next((fields[column] for column in _ID_COLUMNS if column in fields), what))
+        known = said.setdefault(row, {})
+        fresh = {key: value for key, value in fields.items() if key in _ID_COLUMNS or known.get(key) != value}
+        known.update(fields)
+        yield Fact(where=name, fields=fresh)
 
 
 def _matching(path: Path, what: str, ids: set[str]) -> list[dict[str, Any]]:

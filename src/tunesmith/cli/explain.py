@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
             console.print(f"\n[cyan]{escape(fact.where)}[/]", highlight=False)
             table = Table(box=None, pad_edge=False, show_header=False)
             table.add_column(no_wrap=True, style="dim")
-            table.add_column()
+            table.add_column(overflow="fold")
             for key, value in leaves(fact.fields):
                 table.add_row(f"  {escape(key)}", escape(value if isinstance(value, str) else figure(value)))
             console.print(table)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tunesmith.cli.text import duration, figure
+from tunesmith.cli.text import duration, figure, is_number
 from tunesmith.types import JSON
 
 _PLAIN_SECONDS = 10.0
@@ -91,17 +91,13 @@ class TerminalListener:
             self._progress.remove_task(self._task)
             self._task = None
         took = "" if status == "cached" else f" in {duration(seconds)}"
-        figures = "  ".join(_figures({key: value for key, value in summary.items() if _is_number(value)})[:5])
+        figures = "  ".join(_figures({key: value for key, value in summary.items() if is_number(value)})[:5])
         self._console.print(
             f"  {_MARKS.get(status, status)}{took}  [dim]{escape(figures)}[/]"
             if status != "cached"
             else f"[bold]{escape(table)}[/] {_MARKS[status]}",
             highlight=False,
         )
-
-
-def _is_number(value: JSON) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _figures(fields: Mapping[str, JSON]) -> list[str]:

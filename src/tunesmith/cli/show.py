@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunesmith.api import RunView
 
 _STYLES = {"done": "green", "cached": "dim", "failed": "red", "interrupted": "yellow", "running": "cyan"}
-_SHOWN_FIGURES = 6
+_SHOWN_FIGURES = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -51,15 +51,15 @@ def print_run(console: Console, view: RunView) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from tunesmith.cli.text import duration, figure, leaves
+    from tunesmith.cli.text import duration, figure, is_number, leaves
 
     table = Table(title=f"run {view.run}", title_justify="left", box=None, pad_edge=False)
     for column in ("stage", "status", "time", "figures"):
         table.add_column(column, no_wrap=column != "figures")
     for name, stage in view.stages.items():
-        figures = [
-            f"{key} {figure(value)}" for key, value in leaves(stage.summary) if not isinstance(value, (list, str))
-        ]
+        numbers = [(key, value) for key, value in leaves(stage.summary) if is_number(value)]
+        numbers.sort(key=lambda item: item[0].count("."))  # the stage's own figures before their breakdown
+        figures = [f"{key} {figure(value)}" for key, value in numbers]
         more = f" … {len(figures) - _SHOWN_FIGURES} more" if len(figures) > _SHOWN_FIGURES else ""
         text = stage.error.splitlines()[0] if stage.error else ", ".join(figures[:_SHOWN_FIGURES]) + more
         style = _STYLES.get(stage.status, "")

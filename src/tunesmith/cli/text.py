@@ -44,16 +44,26 @@ def figure(value: JSON) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if value in ({}, [], ()):
+        return "none"
     text = ", ".join(figure(item) for item in value) if isinstance(value, (list, tuple)) else str(value)
     text = " ".join(text.split())
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 1] + "…"
 
 
+def is_number(value: JSON) -> bool:
+    """Whether a value is a figure: a number, and not yes or no."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def leaves(value: Mapping[str, JSON], prefix: str = "") -> Iterator[tuple[str, JSON]]:
-    """Yield (dotted key, value) of a nested mapping."""
+    """Yield (dotted key, value) of nested mappings; mappings in a list are stepped into, other lists are values."""
     for key, item in value.items():
         name = f"{prefix}{key}"
         if isinstance(item, Mapping) and item:
             yield from leaves(item, f"{name}.")
+        elif isinstance(item, (list, tuple)) and any(isinstance(part, Mapping) for part in item):
+            for index, part in enumerate(item):
+                yield from leaves({f"{name}[{index}]": part})
         else:
             yield name, item

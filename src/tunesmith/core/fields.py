@@ -69,7 +69,8 @@ def describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         words = f"mapping with the keys {', '.join(annotation.model_fields)}"
     else:
         words = _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
-    return " ".join([words, *_limits(metadata)])
+    limits = " and ".join(_limits(metadata))
+    return f"{words} {limits}" if limits else words
 
 
 def _limits(metadata: Sequence[Any]) -> Iterator[str]:
