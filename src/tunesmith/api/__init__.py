@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunesmith.api.difference import Difference, Side, difference, side_of_recipe, side_of_run
 from tunesmith.api.explanation import Explanation, explain_key, explain_row, explain_stage, looks_like_row
@@ -27,6 +28,9 @@ from tunesmith.core.runs import RunRecord, artifact_of, find_run, run_names
 from tunesmith.core.stage import Stage
 from tunesmith.core.store import Store
 from tunesmith.errors import StoreError
+
+if TYPE_CHECKING:
+    from tunesmith.api.new_recipe import NewRecipe
 
 __all__ = [
     "Change",
@@ -44,6 +48,7 @@ __all__ = [
     "diff",
     "explain",
     "gc",
+    "init",
     "open_recipe",
     "open_store",
     "plan",
@@ -71,6 +76,18 @@ def stages() -> dict[str, Stage]:
 def open_recipe(recipe: PathLike, *, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe. Raises `RecipeError`."""
     return load_recipe(Path(recipe), stages(), overrides=overrides)
+
+
+def init(
+    folder: PathLike, *, data: Sequence[PathLike] = (), base: str | None = None, license: str | None = None
+) -> NewRecipe:
+    """Look at the data (that of the folder by default) and write a checked `recipe.yaml` for it into the folder.
+
+    Raises `DataError` for data that cannot be used, `RecipeError` where a recipe stands there already.
+    """
+    from tunesmith.api.new_recipe import write_recipe
+
+    return write_recipe(Path(folder), stages(), data=[Path(path) for path in data], base=base, license=license)
 
 
 def plan(

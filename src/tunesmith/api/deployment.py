@@ -107,7 +107,7 @@ def promote(
     artifact, name = _find(place, None if target is None else str(target))
     gates = json.loads((artifact.path / "gates.json").read_text(encoding="utf-8"))
     if not gates["promotable"]:
-        failed = [gate for gate in gates["gates"] if gate["verdict"] != "pass"]
+        failed = [gate for gate in gates["verdicts"] if gate["verdict"] != "pass"]
         reasons = "; ".join(f"{gate['criterion']} ({gate['verdict']}: {gate['explanation']})" for gate in failed)
         raise GateError(
             f"the bundle of {name} may not be promoted",

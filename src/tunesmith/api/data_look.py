@@ -1,0 +1,203 @@
+"""Data look: what the files of a user say about the recipe they need.
+
+    look(paths) -> Look(files=(FileLook(rows=1200, shape="alpaca", ...),), system="...", schema={...}, ...)
+
+Reads every row once. What lives here: facts about the data. What does not: choosing settings from them (`new_recipe`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.files import FORMATS, SIDES, parts_of, read_records
+from tunesmith.data.read import Origin, SourceReport, inspect_source, rows_of
+from tunesmith.errors import DataError
+from tunesmith.types import JSON, Row
+
+MIN_JSON_SHARE = 0.95
+"""Answers are taken for JSON where at least this share are JSON objects: a few broken ones are what curate finds."""
+MAX_ENUM_VALUES = 100
+MIN_ROWS_PER_VALUE = 3
+_LICENSE_FIELDS = ("license", "licence")
+_GROUP_FIELDS = (
+    "group",
+    "ticket_id",
+    "conversation_id",
+    "thread_id",
+    "customer",
+    "customer_id",
+    "user_id",
+    "document_id",
+)
+_PROSE = (".txt", ".md")
+_NOT_DATA = ("schema.json", "package.json", "tsconfig.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileLook:
+    """One file or folder of rows."""
+
+    path: Path
+    report: SourceReport
+    side: str | None
+    """`val` or `test` where the file's name says so."""
+    license_field: str | None
+    group_field: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What all files together say."""
+
+    files: tuple[FileLook, ...]
+    rows: int
+    longest_chars: int
+    """Of the 99% of rows that are shortest, all turns together."""
+    longest_answer_chars: int
+    """Likewise, the last answer alone."""
+    system: str | None
+    """The one system prompt that all rows have."""
+    num_systems: int
+    schema: dict[str, JSON] | None
+    """JSON Schema of the answers, where they are JSON objects."""
+    label: str | None
+    """Field to stratify and slice by, such as `answer.intent`."""
+
+
+def find_data(folder: Path) -> list[Path]:
+    """Return the data files in a folder and in its `data/`. Raises `DataError` where there are none."""
+    found = [
+        path
+        for place in (folder, folder / "data")
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.is_file() and path.suffix in FORMATS and path.name not in _NOT_DATA and path.suffix not in _PROSE
+    ]
+    if not found:
+        raise DataError(
+            "no data was found",
+            where=str(folder),
+            expected=f"files that end in {', '.join(FORMATS)}",
+            hint="name them: tunesmith init DIR --data FILE",
+        )
+    return found
+
+
+def look(paths: Sequence[Path]) -> Look:
+    """Read all files once. Raises `DataError` where one cannot be used as a whole."""
+    files = tuple(_look_at(path) for path in paths)
+    lengths: list[int] = []
+    answers: list[str] = []
+    systems: Counter[str] = Counter()
+    for row in _rows(paths):
+        messages = row.conversation.messages
+        lengths.append(sum(len(message.content or "") for message in messages))
+        answers.append(row.conversation.answer or "")
+        systems.update([next((m.content or "" for m in messages if m.role == "system"), "")])
+    if not lengths:
+        raise DataError(
+            "no file holds a row that can be read",
+            where=", ".join(str(path) for path in paths),
+            found=next((file.report.first_problem for file in files if file.report.first_problem), None),
+        )
+    schema = infer_schema(answers)
+    return Look(
+        files=files,
+        rows=len(lengths),
+        longest_chars=_share(lengths, 0.99),
+        longest_answer_chars=_share([len(answer) for answer in answers], 0.99),
+        system=next(iter(systems)) or None if len(systems) == 1 else None,
+        num_systems=len(systems),
+        schema=schema,
+        label=_label(files),
+    )
+
+
+def _look_at(path: Path) -> FileLook:
+    report = inspect_source(path)
+    words = path.stem.lower().replace("-", ".").replace("_", ".").split(".")
+    side = next((SIDES[word] for word in reversed(words) if word in SIDES), None)
+    return FileLook(
+        path=path,
+        report=report,
+        side=side if side != "train" else None,  # its rows are dealt between train and val
+        license_field=next((name for name in _LICENSE_FIELDS if name in report.fields), None),
+        group_field=next((name for name in _GROUP_FIELDS if name in report.fields), None),
+    )
+
+
+def _rows(paths: Sequence[Path]) -> Iterator[Row]:
+    for path in paths:
+        for part in parts_of(path):
+            _, items = rows_of(read_records(part.path), Origin(name=path.stem), name=part.name)
+            yield from (item for item in items if isinstance(item, Row))
+
+
+def _share(values: list[int], share: float) -> int:
+    return sorted(values)[int(share * (len(values) - 1))]
+
+
+def _label(files: Sequence[FileLook]) -> str | None:
+    """Return the field with few values that every file has, one of the answer before one of the record."""
+    shared = [name for name in files[0].report.labels if all(name in file.report.labels for file in files)]
+    shared = [name for name in shared if name not in _LICENSE_FIELDS]
+    of_answer = [name for name in shared if name.startswith("answer.")]
+
+    def num_values(name: str) -> int:
+        return len(files[0].report.labels[name])
+
+    return max(of_answer or shared, key=num_values, default=None)
+
+
+def infer_schema(answers: Sequence[str]) -> dict[str, JSON] | None:
+    """Return a JSON Schema that the answers keep, or None where they are no JSON objects.
+
+    A key that every answer has is required; a text with few values becomes an enum of the values met. Keys that were
+    never met are refused, so a schema from a small sample wants a look by its user.
+    """
+    objects = [value for value in map(_object, answers) if value is not None]
+    if not objects or len(objects) < MIN_JSON_SHARE * len(answers):
+        return None
+    keys = Counter(key for value in objects for key in value)
+    common = [key for key, count in keys.items() if count >= len(objects) * (1 - MIN_JSON_SHARE)]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {key: _property([value[key] for value in objects if key in value]) for key in common},
+        "required": [key for key in common if keys[key] >= MIN_JSON_SHARE * len(objects)],
+        "additionalProperties": False,
+    }
+
+
+def _object(answer: str) -> dict[str, JSON] | None:
+    try:
+        value = json.loads(answer)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _property(values: list[JSON]) -> dict[str, JSON]:
+    types = Counter(_type_of(value) for value in values)
+    if types.keys() == {"integer", "number"}:
+        types = Counter({"number": len(values)})
+    common = [name for name, count in types.items() if count >= len(values) * (1 - MIN_JSON_SHARE)]
+    if common == ["string"]:
+        counts = Counter(value for value in values if isinstance(value, str))
+        met = sorted(
+            value for value, count in counts.items() if count >= min(MIN_ROWS_PER_VALUE, len(values) // 20 + 1)
+        )
+        if 1 < len(counts) <= MAX_ENUM_VALUES and len(values) >= MIN_ROWS_PER_VALUE * len(counts):
+            return {"type": "string", "enum": met}
+    return {"type": common[0] if len(common) == 1 else sorted(common)}
+
+
+def _type_of(value: JSON) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    names = {int: "integer", float: "number", str: "string", list: "array", dict: "object", type(None): "null"}
+    return names[type(value)]
