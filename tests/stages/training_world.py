@@ -65,9 +65,7 @@ def examples(count: int, *, seed: int, prefix: int = 12) -> list[dict]:
 
 
 def write_examples(path: Path, rows: list[dict]) -> None:
-    schema = pa.schema(
-        [("row_id", pa.string()), ("ids", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32()))]
-    )
+    schema = pa.schema([("row_id", pa.string()), ("ids", pa.list_(pa.int32())), ("weights", pa.list_(pa.float32()))])
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Estimate, Inputs, Summary, role, stage
-from tunesmith.errors import ContractError, PlanError
+from tunesmith.errors import ContractError, PlanError, TrainingError
 from tunesmith.types import JSON, sha256_hex
 
 if TYPE_CHECKING:
@@ -178,7 +178,13 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
     import torch
 
     from tunesmith.model.load import load_model
-    from tunesmith.model.lora import adapter_parameters, add_lora, count_adapted_layers, save_adapter
+    from tunesmith.model.lora import (
+        adapter_parameters,
+        add_lora,
+        count_adapted_layers,
+        save_adapter,
+        unmoved_tensors,
+    )
     from tunesmith.train.batches import StepPlan, count_steps
     from tunesmith.train.checkpoint import Identity
     from tunesmith.train.examples import read_examples
@@ -246,6 +252,8 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
         report=ctx.progress,
     )
 
+    if still := unmoved_tensors(model):
+        raise TrainingError(f"{len(still)} layers of the adapter did not move", where=", ".join(still[:3]))
     save_adapter(model, ctx.out / "adapter", base_name=base_name)
     verified = verify_adapter(
         model, ctx.out / "adapter", base_dir=base_dir, dtype=dtype, loss_pass=choice.loss_pass, table=val or rows

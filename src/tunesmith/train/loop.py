@@ -211,6 +211,8 @@ def run_training(
             save(counters)
             last_save = time.monotonic()
 
+    check_learned(parameters, initial)
+
     # -- keep the best -----------------------------------------------------------------------------------------------
     if best:
         with torch.no_grad():
@@ -218,7 +220,6 @@ def run_training(
                 parameter.copy_(best[name])
         loss_pass.refresh_()
     model.eval()
-    check_learned(parameters, initial)
     return Result(
         counters=counters,
         steps=counters.step,

@@ -1,0 +1,330 @@
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+sys.path.append(str(Path(__file__).parent))
+from training_process import train_in
+from training_world import artifact, examples, training_inputs, write_examples
+
+from tunesmith.errors import ContractError, PlanError, TrainingError
+from tunesmith.stages import train as train_stage
+from tunesmith.stages.train import TrainSpec, check
+
+SPEC = {
+    "learning_rate": 5e-3,
+    "num_train_epochs": 2,
+    "batch_size": 8,
+    "adapter": {"kind": "lora", "rank": 4, "alpha": 8},
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return training_inputs(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """One finished run of SPEC, never interrupted."""
+    root = copy_of(world, tmp_path_factory.mktemp("trained"))
+    (root / "summary.json").write_text(json.dumps(train_in(root, SPEC)))
+    return root
+
+
+def copy_of(world, root):
+    for kind, made in world.items():
+        shutil.copytree(made.root, root / kind)
+    return root
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(step, event):
+    def log(name, fields):
+        if name == event and fields["step"] == step:
+            raise Interrupted
+
+    return log
+
+
+def adapter_bytes(root):
+    return (root / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_learns_and_accounts_for_every_step(trained):
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["best_val_loss"] < summary["base_val_loss"]
+    assert summary["steps"] == summary["steps_done"] == 10
+    metrics = lines(trained / "out" / "metrics.jsonl")
+    steps = [record for record in metrics if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 11))
+    assert sum(record["tokens"] for record in steps) == summary["tokens"] == 2 * summary["tokens_per_epoch"]
+    assert all(record["computed_tokens"] < record["tokens"] for record in steps)
+    assert all(math.isfinite(record["grad_norm"]) and record["tokens_per_second"] > 0 for record in steps)
+    evals = [record["step"] for record in metrics if "val_loss" in record]
+    assert evals == [0, 2, 4, 6, 8, 10]
+    curve = json.loads((trained / "out" / "curve.json").read_text())
+    assert curve["loss"] == [record["loss"] for record in steps]
+    assert curve["val_step"] == evals
+
+
+def test_the_adapter_is_a_plain_peft_folder(trained, world):
+    folder = trained / "out" / "adapter"
+    assert sorted(file.name for file in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tests/tiny"
+    assert config["target_modules"] == sorted(config["target_modules"])
+    base = AutoModelForCausalLM.from_pretrained(world["base"].path / "model")
+    ids = torch.tensor([examples(1, seed=5)[0]["ids"]])
+    plain = base(ids).logits
+    tuned = PeftModel.from_pretrained(base, str(folder))(ids).logits
+    assert not torch.allclose(plain, tuned)
+    assert all(
+        tensor.abs().max() > 0
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+        if "lora_B" in name
+    )
+
+
+def assert_resumes_to_the_same(root, trained):
+    assert not (root / "out" / "adapter").exists()
+    summary = train_in(root, SPEC)
+    assert summary["resumed_from_step"] is not None
+    assert adapter_bytes(root) == adapter_bytes(trained)
+    again, once = (
+        [{key: record[key] for key in ("step", "loss", "val_loss") if key in record} for record in lines(path)]
+        for path in (root / "out" / "metrics.jsonl", trained / "out" / "metrics.jsonl")
+    )
+    assert again == once
+
+
+def test_a_run_killed_with_sigkill_ends_with_the_same_weights_bit_for_bit(world, trained, tmp_path):
+    root = copy_of(world, tmp_path / "killed")
+    program = str(Path(__file__).with_name("training_process.py"))
+    done = subprocess.run(
+        [sys.executable, program, str(root), json.dumps(SPEC), "5"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -9, done.stderr[-2000:]
+    assert_resumes_to_the_same(root, trained)
+
+
+@pytest.mark.parametrize(
+    ("step", "event"), [(1, "train_step"), (2, "train_eval"), (3, "train_step"), (10, "train_step"), (10, "train_eval")]
+)
+def test_a_run_that_stops_anywhere_ends_with_the_same_weights_bit_for_bit(world, trained, tmp_path, step, event):
+    root = copy_of(world, tmp_path / "stopped")
+    with pytest.raises(Interrupted):
+        train_in(root, SPEC, log=interrupt_at(step, event))
+    assert_resumes_to_the_same(root, trained)
+
+
+def test_dropout_resumes_with_its_random_state(world, tmp_path):
+    spec = {**SPEC, "adapter": {**SPEC["adapter"], "dropout": 0.2}}
+    once, again = copy_of(world, tmp_path / "once"), copy_of(world, tmp_path / "again")
+    train_in(once, spec)
+    with pytest.raises(Interrupted):
+        train_in(again, spec, log=interrupt_at(5, "train_step"))
+    assert train_in(again, spec)["resumed_from_step"] == 4
+    assert adapter_bytes(again) == adapter_bytes(once)
+
+
+def test_two_runs_of_one_recipe_give_the_same_bytes(world, trained, tmp_path):
+    root = copy_of(world, tmp_path / "again")
+    train_in(root, SPEC)
+    assert adapter_bytes(root) == adapter_bytes(trained)
+
+
+def test_data_or_settings_that_changed_under_a_checkpoint_are_refused(world, tmp_path):
+    root = copy_of(world, tmp_path / "changed")
+    with pytest.raises(Interrupted):
+        train_in(root, SPEC, log=interrupt_at(5, "train_step"))
+    with pytest.raises(TrainingError, match="made with other settings"):
+        train_in(root, {**SPEC, "weight_decay": 0.5})
+    write_examples(root / "examples" / "data" / "train.parquet", examples(40, seed=7))
+    with pytest.raises(TrainingError, match="made with other data"):
+        train_in(root, SPEC)
+
+
+def test_examples_of_another_contract_are_refused(run_stage, world, tmp_path):
+    other = artifact(tmp_path / "other", "contract", fingerprint="another")
+    with pytest.raises(ContractError, match="another contract"):
+        check(TrainSpec.model_validate(SPEC), {**world, "contract": other})
+    with pytest.raises(ContractError, match="another contract"):
+        run_stage("train", {**world, "contract": other}, SPEC, tmp_path)
+
+
+def test_a_learning_rate_that_explodes_stops_the_run_with_the_reason(run_stage, world, tmp_path):
+    with pytest.raises(TrainingError, match="the loss is nan") as error:
+        run_stage("train", world, {**SPEC, "learning_rate": 1e38}, tmp_path)
+    assert "learning_rate" in str(error.value)
+
+
+def test_a_run_that_is_all_warm_up_is_no_success(run_stage, world, tmp_path):
+    with pytest.raises(TrainingError, match="did not move"):
+        run_stage("train", world, {**SPEC, "max_steps": 1, "warmup_ratio": 0.5}, tmp_path)
+
+
+def test_an_adapter_that_saves_other_weights_is_no_success(run_stage, world, tmp_path, monkeypatch):
+    from tunesmith.model import lora
+
+    honest = lora.save_adapter
+
+    def inert(model, folder, *, base_name=None):
+        honest(model, folder, base_name=base_name)
+        if folder.name == "adapter":
+            tensors = load_file(folder / "adapter_model.safetensors")
+            from safetensors.torch import save_file
+
+            save_file({name: tensor * 0.5 for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+
+    monkeypatch.setattr(lora, "save_adapter", inert)
+    with pytest.raises(TrainingError, match="does not compute what the trained model computes"):
+        run_stage("train", world, SPEC, tmp_path)
+
+
+def test_patience_stops_early_and_the_best_weights_are_kept(run_stage, tmp_path):
+    world = training_inputs(tmp_path / "world")
+    # Validation rows whose answers contradict the training rows: their loss rises as training goes on.
+    rows = examples(8, seed=1)
+    for row in rows:
+        row["ids"] = [*row["ids"][:-4], *[(token + 7) % 64 for token in row["ids"][-4:]]]
+    write_examples(world["examples"].path / "val.parquet", rows)
+    spec = {**SPEC, "learning_rate": 3e-2, "num_train_epochs": 12, "early_stopping_patience": 2}
+    made = run_stage("train", world, spec, tmp_path)
+    assert made.summary["stopped_early"]
+    assert made.summary["steps_done"] < made.summary["steps"]
+    metrics = [record for record in lines(made.path / "metrics.jsonl") if "val_loss" in record and record["step"] > 0]
+    best = min(metrics, key=lambda record: record["val_loss"])
+    assert (best["step"], best["val_loss"]) == (made.summary["best_step"], made.summary["best_val_loss"])
+    assert len([record for record in metrics if record["step"] > best["step"]]) == 2
+
+
+def test_without_validation_rows_the_last_weights_are_kept(run_stage, tmp_path):
+    world = training_inputs(tmp_path / "world", num_val=0)
+    assert any("no validation rows" in warning for warning in check(TrainSpec.model_validate(SPEC), world))
+    made = run_stage("train", world, SPEC, tmp_path)
+    assert made.summary["best_val_loss"] is None
+    assert made.summary["best_step"] == 10
+    with pytest.raises(PlanError, match="early stopping needs validation rows"):
+        check(TrainSpec.model_validate({**SPEC, "early_stopping_patience": 1}), world)
+
+
+def test_auto_measures_both_formats_and_says_so(run_stage, world, tmp_path):
+    made = run_stage("train", world, {**SPEC, "dtype": "auto", "max_steps": 3}, tmp_path)
+    assert made.summary["dtype"] in ("float32", "bfloat16")
+    assert "GFLOP/s" in made.summary["dtype_measured"]
+
+
+FLIPS = {
+    "learning_rate": 1e-3,
+    "num_train_epochs": 1.5,
+    "max_steps": 4,
+    "batch_size": 4,
+    "max_tokens_per_batch": 60,
+    "warmup_ratio": 0.5,
+    "lr_scheduler_type": "linear",
+    "weight_decay": 0.3,
+    "max_grad_norm": 0.01,
+    "adapter": {"kind": "lora", "rank": 2, "alpha": 8},
+    "adapter.alpha": {"kind": "lora", "rank": 4, "alpha": 4},
+    "adapter.dropout": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.3},
+    "adapter.targets": {"kind": "lora", "rank": 4, "alpha": 8, "targets": ["q_proj"]},
+    "dtype": "bfloat16",
+    "evals_per_epoch": 1,
+    "seed": 5,
+}
+
+
+@pytest.mark.parametrize("key", FLIPS)
+def test_every_key_changes_what_training_does(run_stage, world, trained, tmp_path, key):
+    flipped = {**SPEC, key.split(".")[0]: FLIPS[key]}
+    made = run_stage("train", world, flipped, tmp_path)
+    ours = [(r["step"], r.get("loss"), r.get("val_loss"), r.get("passes")) for r in lines(made.path / "metrics.jsonl")]
+    once = [
+        (r["step"], r.get("loss"), r.get("val_loss"), r.get("passes")) for r in lines(trained / "out" / "metrics.jsonl")
+    ]
+    assert ours != once
+
+
+def test_gradient_checkpointing_keeps_no_activations_and_the_same_weights(
+    run_stage, world, trained, tmp_path, monkeypatch
+):
+    from tunesmith.model import fused
+
+    kept = []
+    honest = fused._Half.apply
+
+    def spy(x, half, rows, keep, *parameters):
+        kept.append(keep)
+        return honest(x, half, rows, keep, *parameters)
+
+    monkeypatch.setattr(fused._Half, "apply", spy)
+    made = run_stage("train", world, {**SPEC, "gradient_checkpointing": True}, tmp_path)
+    assert kept
+    assert not any(kept)
+    assert (made.path / "adapter" / "adapter_model.safetensors").read_bytes() == adapter_bytes(trained)
+
+
+def test_every_key_of_the_settings_is_flipped_above():
+    flipped = {key.split(".")[0] for key in FLIPS} | {"gradient_checkpointing", "early_stopping_patience"}  # own tests
+    assert flipped == set(TrainSpec.model_fields)
+    nested = {key.split(".")[1] for key in FLIPS if "." in key} | {"kind", "rank"}
+    assert nested == set(train_stage.Lora.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"learning_rate": 2e-4}, None),
+        ({"learning_rate": 2e-5}, "learning_rate 2e-05 lies outside"),
+        ({"learning_rate": 2e-4, "warmup_ratio": 0}, "warmup_ratio is 0"),
+        ({"learning_rate": 2e-4, "num_train_epochs": 20}, "20 epochs"),
+        ({"learning_rate": 2e-4, "batch_size": 40}, "steps are few"),
+        ({"learning_rate": 2e-4, "max_tokens_per_batch": 10}, "makes a pass of its own"),
+    ],
+)
+def test_settings_that_rarely_do_well_are_warned_of_with_the_reason(world, change, said):
+    warnings = check(TrainSpec.model_validate({**SPEC, **change}), world)
+    assert (warnings == []) if said is None else any(said in warning for warning in warnings)
+
+
+def test_a_row_longer_than_the_base_reads_is_refused(tmp_path):
+    world = training_inputs(tmp_path / "world")
+    write_examples(
+        world["examples"].path / "train.parquet",
+        [{"row_id": "long", "ids": [3] * 200, "weights": [0.0] * 199 + [1.0]}],
+    )
+    with pytest.raises(PlanError, match="longer than the base model can read"):
+        check(TrainSpec.model_validate(SPEC), world)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"row_id": "none", "ids": [3, 4], "weights": [0.0, 0.0]}, "no supervised token"),
+        ({"row_id": "first", "ids": [3, 4], "weights": [1.0, 1.0]}, "supervises its first token"),
+        ({"row_id": "negative", "ids": [3, 4], "weights": [0.0, -1.0]}, "below zero"),
+    ],
+)
+def test_an_example_that_cannot_train_is_refused_by_its_id(run_stage, tmp_path, row, said):
+    world = training_inputs(tmp_path / "world")
+    write_examples(world["examples"].path / "train.parquet", [*examples(4, seed=3), row])
+    with pytest.raises(TrainingError, match=said) as error:
+        run_stage("train", world, SPEC, tmp_path)
+    assert row["row_id"] in str(error.value)
