@@ -200,7 +200,7 @@ def load_bundle(root: Path) -> Bundle:
         golden=golden,
         dtype=meta["dtype"],
         promotable=bool(gates["promotable"]),
-        gates=tuple(gates["gates"]),
+        gates=tuple(gates["verdicts"]),
     )
 
 

@@ -143,7 +143,7 @@ def assemble(root: Path, base: Path, adapter: Path, *, promotable=True, **change
         )
     write_golden(root / "golden.jsonl", golden)
     (root / "README.md").write_text("a card")
-    (root / "gates.json").write_text(json.dumps({"promotable": promotable, "gates": []}))
+    (root / "gates.json").write_text(json.dumps({"promotable": promotable, "verdicts": []}))
     (root / "base.json").write_text(json.dumps({"id": "tiny/base", "fingerprint": "f" * 64, "files": base_sums(base)}))
     meta = {
         "format": 1,
