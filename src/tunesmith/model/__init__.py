@@ -1,0 +1,1 @@
+"""Models and their tensors: loading, adapters, attention over flat batches, generation. torch begins here."""
