@@ -170,3 +170,9 @@ def refingerprint():
     return lambda one, fingerprint: dataclasses.replace(
         one, manifest=dataclasses.replace(one.manifest, fingerprint=fingerprint)
     )
+
+
+@pytest.fixture(scope="session")
+def traces(run, world, bundle) -> Artifact:
+    inputs = {"bundle": bundle, "base": world.base, "splits": world.splits}
+    return run("rehearse", inputs, {"requests": 24}, world.folder)
