@@ -6,6 +6,7 @@ day it is written. Where a type says too little, `SAMPLES` gives values that are
 
 import ast
 import enum
+import functools
 import inspect
 import itertools
 import types
@@ -216,12 +217,14 @@ def loose_parts(spec_type: type[Spec]) -> list[str]:
     return bad
 
 
+@functools.cache
 def names_read(module: Path) -> set[str]:
     """Return the attributes that a module reads outside of its Spec classes' field declarations."""
     tree = ast.parse(module.read_text(encoding="utf-8"))
     return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
 
 
+@functools.cache
 def parameter_names() -> set[str]:
     """Return every parameter and dataclass field of the package: what `model_dump` can be unpacked into."""
     names: set[str] = set()

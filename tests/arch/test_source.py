@@ -24,7 +24,7 @@ MACHINE_PATHS = re.compile(
             r"(?<![\w.])/" + r"work/\w",
             r"(?<![\w.])/" + r"home/\w+/",
             r"(?<![\w.])/" + r"Users/\w+/",
-            r"(?<![\w.])/" + r"root/\w",
+            r"(?<![\w.])/" + r"root/\.\w",
             r"\." + r"library/",
         ]
     )

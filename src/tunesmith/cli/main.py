@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Any
 
 import typer
@@ -84,12 +86,18 @@ def make_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command and exit. An error that is not ours to word is a bug: it shows its traceback and notes."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         make_app()(prog_name="tunesmith")
     except Exception as error:  # noqa: BLE001 - the outermost frame: nothing is swallowed, all of it is printed
         traceback.print_exception(error)
         typer.echo("this is a bug in tunesmith, or in a part of it; please report it with the text above", err=True)
         sys.exit(BUG)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, so that what a stage started (a server, workers) is stopped with it."""
+    raise KeyboardInterrupt
 
 
 def error_text(error: TunesmithError) -> str:

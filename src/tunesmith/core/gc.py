@@ -70,9 +70,20 @@ def delete(store: Store, garbage: Iterable[Garbage]) -> int:
         still = {item.path: item for item in find_garbage(store)}
         for item in garbage:
             if item.path in still:
-                shutil.rmtree(item.path)
+                _remove(store, item.path)
                 freed += still[item.path].num_bytes
     return freed
+
+
+def _remove(store: Store, path: Path) -> None:
+    """Delete a folder so that a kill halfway leaves an attempt to collect later, never an artifact with holes."""
+    if path.parent != store.partials:
+        store.partials.mkdir(parents=True, exist_ok=True)
+        trash = store.partials / f"{path.name}.trash"
+        if trash.exists():
+            shutil.rmtree(trash)
+        path = path.rename(trash)
+    shutil.rmtree(path)
 
 
 def _needed(store: Store) -> set[str]:

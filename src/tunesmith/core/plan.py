@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.recipe import Recipe, Table, check_content_exists
-from tunesmith.core.runs import RunRecord, StageRecord, newest_stage, records
+from tunesmith.core.runs import StageRecord, newest_stages, records
 from tunesmith.core.stage import Estimate
 from tunesmith.core.store import Store, fingerprint_of
 from tunesmith.errors import PlanError, RecipeError, nearest
@@ -78,9 +78,9 @@ def make_plan(recipe: Recipe, store: Store, *, until: str | None = None, only: s
     """
     order = _ordered(recipe)
     wanted = _wanted(recipe, until=until, only=only)
-    history = list(records(store, recipe=recipe.name))
     planned: dict[str, PlannedStage] = {}
     needed = _with_inputs(recipe, wanted)
+    history = newest_stages(records(store, recipe=recipe.name), needed)
     for name in order:
         if name in needed:
             planned[name] = _planned(recipe.tables[name], planned, history, store)
@@ -166,7 +166,7 @@ def _with_inputs(recipe: Recipe, names: set[str]) -> set[str]:
 
 
 def _planned(
-    table: Table, earlier: Mapping[str, PlannedStage], history: Sequence[RunRecord], store: Store
+    table: Table, earlier: Mapping[str, PlannedStage], history: Mapping[str, tuple[str, StageRecord]], store: Store
 ) -> PlannedStage:
     check_content_exists(table)
     identity = table.spec.identity(store.hashes.sha256_of)
@@ -174,7 +174,7 @@ def _planned(
     inputs = {role: earlier[source].fingerprint if source else None for role, source in table.inputs.items()}
     fingerprint = fingerprint_of(table.stage, identity, inputs)
     artifact = store.find(table.stage.produces, fingerprint)
-    last = newest_stage(history, table.name)
+    last = history.get(table.name)
     now = StageRecord(
         stage=table.stage.name,
         version=table.stage.version,

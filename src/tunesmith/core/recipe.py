@@ -166,16 +166,9 @@ def _wire(
             inputs[name] = None
             continue
         if name not in wires and target not in known:
-            if declared["optional"]:
-                inputs[name] = None
-                continue
-            raise RecipeError(
-                f"{key} needs {name}, and the recipe has no table {target!r}",
-                where=where,
-                expected=f"a table that makes {declared['kind']}",
-                found=f"tables {', '.join(known)}",
-                hint=f"add a table `{target}:`, or wire another: `{key}: {{{name}: TABLE}}`",
-            )
+            _refuse_unfed(key, name, declared, known, where)
+            inputs[name] = None
+            continue
         if not isinstance(target, str) or target not in known:
             raise RecipeError(
                 f"{key}.{name} names no table of this recipe",
@@ -196,6 +189,27 @@ def _wire(
             )
         inputs[name] = target
     return inputs
+
+
+def _refuse_unfed(key: str, name: str, declared: Mapping[str, JSON], known: Mapping[str, Stage], where: str) -> None:
+    """Raise where a role that nothing feeds is required, or where its stage stands here under another name."""
+    renamed = [table for table, other in known.items() if other.name == declared["table"]]
+    if renamed:
+        raise RecipeError(
+            f"nothing feeds {key}.{name}, though {renamed[0]} makes what it takes",
+            where=where,
+            expected=f"`{name}:` with one of {', '.join(renamed)}",
+            hint=f"write `{name}: {renamed[0]}`"
+            + (f", or `{name}: null` to go without" if declared["optional"] else ""),
+        )
+    if not declared["optional"]:
+        raise RecipeError(
+            f"{key} needs {name}, and the recipe has no table {declared['table']!r}",
+            where=where,
+            expected=f"a table that makes {declared['kind']}",
+            found=f"tables {', '.join(known)}",
+            hint=f"add a table `{declared['table']}:`, or wire another: `{key}: {{{name}: TABLE}}`",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- paths

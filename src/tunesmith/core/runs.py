@@ -13,7 +13,7 @@ import dataclasses
 import datetime
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,17 +128,25 @@ def records(store: Store, *, recipe: str | None = None) -> Iterator[RunRecord]:
             yield record
 
 
-def newest_stage(history: Sequence[RunRecord], table: str) -> tuple[str, StageRecord] | None:
-    """Return from runs, newest first, the name of the first that got as far as this table, and its record there."""
-    waiting: tuple[str, StageRecord] | None = None
+def newest_stages(history: Iterable[RunRecord], tables: Iterable[str]) -> dict[str, tuple[str, StageRecord]]:
+    """Return for each table the newest run that got as far as it, and its record there.
+
+    `history` is newest first and read no further than needed. A table that every run stopped before is shown as the
+    newest run has it, `waiting`; one that no run has is left out.
+    """
+    open_tables = set(tables)
+    found: dict[str, tuple[str, StageRecord]] = {}
     for record in history:
-        stage = record.stages.get(table)
-        if stage is None:
-            continue
-        if stage.status != "waiting":
-            return record.run, stage
-        waiting = waiting or (record.run, stage)
-    return waiting
+        for table in sorted(open_tables & record.stages.keys()):
+            stage = record.stages[table]
+            if stage.status != "waiting":
+                found[table] = (record.run, stage)
+                open_tables.discard(table)
+            else:
+                found.setdefault(table, (record.run, stage))
+        if not open_tables:
+            break
+    return found
 
 
 def find_run(store: Store, name: str | None) -> RunRecord:
@@ -174,8 +182,3 @@ def find_run(store: Store, name: str | None) -> RunRecord:
 def artifact_of(store: Store, stage: StageRecord) -> Artifact | None:
     """Return the artifact of a finished stage of a run, or None."""
     return store.find(stage.kind, stage.fingerprint)
-
-
-def fingerprints(records_: Sequence[RunRecord]) -> set[str]:
-    """Return every fingerprint that runs name."""
-    return {stage.fingerprint for record in records_ for stage in record.stages.values()}

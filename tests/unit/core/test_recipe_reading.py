@@ -188,6 +188,15 @@ def test_a_missing_table_is_refused_with_what_to_add(toys, tmp_path):
     assert "add a table `number:`" in error.hint
 
 
+def test_a_stage_under_another_name_is_never_left_out_silently(toys, tmp_path):
+    text = "number:\ntwice: {stage: double}\nadd:\n"
+    error = refusal(text, toys, tmp_path)
+    assert "nothing feeds add.right" in error.what
+    assert "right: twice" in error.hint
+    for wire, table in (("twice", "twice"), ("null", None)):
+        assert parse(text + f"  right: {wire}\n", toys, tmp_path).tables["add"].inputs["right"] == table
+
+
 def test_a_wire_to_no_table_names_the_nearest(toys, tmp_path):
     error = refusal("number:\ndouble:\n  number: numbr\n", toys, tmp_path)
     assert "number" in error.hint

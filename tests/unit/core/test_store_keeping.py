@@ -231,6 +231,27 @@ def test_what_a_dead_run_left_is_garbage_and_what_a_living_one_holds_is_not(reci
     assert not [path for path in store.partials.iterdir() if path.is_dir()]
 
 
+def test_a_deletion_that_was_killed_leaves_no_artifact_with_files_missing(recipe_file, toys, store, monkeypatch):
+    record = run(recipe_file, toys, store)
+    shutil.rmtree(store.runs / record.run)
+    garbage = find_garbage(store)
+
+    def killed(path):
+        (path / "data" / next(iter(os.listdir(path / "data")))).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tunesmith.core.gc.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        delete(store, garbage)
+    monkeypatch.undo()
+    for artifact in store.all():
+        assert store.find(artifact.kind, artifact.fingerprint)
+    assert len(list(store.all())) == 2
+    delete(store, find_garbage(store))
+    assert find_garbage(store) == ()
+    assert not list(store.partials.iterdir())
+
+
 def test_nothing_is_deleted_while_a_run_is_at_work(recipe_file, toys, store):
     record = run(recipe_file, toys, store)
     shutil.rmtree(store.runs / record.run)
