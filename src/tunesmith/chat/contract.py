@@ -198,10 +198,7 @@ class Contract:
         """Read an answer. Text without a stop counts as ended, ids without a stop as cut."""
         if isinstance(answer, str):
             return self.parser.parse(answer, ended=True)
-        stops = set(self.stop_ids)
-        end = next((index for index, token in enumerate(answer) if token in stops), None)
-        text = self.tokenizer.decode(answer if end is None else answer[:end], skip_special=False)
-        return self.parser.parse(text, ended=end is not None)
+        return self.parser.parse_ids(answer, stop_ids=self.stop_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without special tokens."""

@@ -59,6 +59,18 @@ class Masked:
 
 
 @dataclass(frozen=True, slots=True)
+class MaskedText:
+    """A text whose control strings have stand-ins."""
+
+    text: str
+    originals: dict[int, str]
+
+    def restore(self, text: str) -> str:
+        """Return a piece of the text with every stand-in put back."""
+        return text.translate(self.originals)
+
+
+@dataclass(frozen=True, slots=True)
 class Guard:
     """Knows the control strings of one tokenizer and template."""
 
@@ -115,9 +127,7 @@ class Guard:
             self._collect(tool, self.pattern, found)
         if not found:
             return None
-        characters = sorted({character for item in found for character in item})
-        base = _free_block(messages, tools)
-        table = {character: chr(base + index) for index, character in enumerate(characters)}
+        table = _stand_ins(found, json.dumps([list(messages), list(tools)], ensure_ascii=False))
         stand_ins = "".join(table.values())
         return Masked(
             messages=[dict(_replace(message, self._pattern_of(message), table)) for message in messages],
@@ -126,6 +136,20 @@ class Guard:
             strings=tuple(sorted(found)),
             pattern=re.compile(f"[{re.escape(stand_ins)}]+"),
         )
+
+    def mask_text(self, text: str, *, keep: Sequence[tuple[int, int]]) -> MaskedText:
+        """Return a text with stand-ins for its control strings, those in the ranges of `keep` left alone."""
+        found = [match for match in self.pattern.finditer(text) if match.span() not in keep]
+        if not found:
+            return MaskedText(text, {})
+        table = _stand_ins({match.group() for match in found}, text)
+        pieces: list[str] = []
+        position = 0
+        for match in found:
+            pieces += (text[position : match.start()], *(table[character] for character in match.group()))
+            position = match.end()
+        pieces.append(text[position:])
+        return MaskedText("".join(pieces), {ord(stand_in): character for character, stand_in in table.items()})
 
     def _pattern_of(self, message: RawMessage) -> re.Pattern[str]:
         return self.assistant_pattern if message.get("role") == "assistant" else self.pattern
@@ -163,13 +187,14 @@ def _replace(value: JSON, pattern: re.Pattern[str], table: Mapping[str, str]) ->
     return value
 
 
-def _free_block(messages: Sequence[RawMessage], tools: Sequence[Mapping[str, JSON]]) -> int:
-    text = json.dumps([list(messages), list(tools)], ensure_ascii=False)
+def _stand_ins(strings: set[str], text: str) -> dict[str, str]:
+    """Return a private-use character that the text does not have for each character of the strings."""
+    characters = sorted({character for item in strings for character in item})
     for base in PRIVATE_BASES:
         if not re.search(f"[{chr(base)}-{chr(base + _BLOCK - 1)}]", text):
-            return base
+            return {character: chr(base + index) for index, character in enumerate(characters)}
     raise Refused(
         RefusalKind.CONTROL_STRING,
-        "the conversation holds control strings and uses every private-use block that could stand in for them",
+        "the text holds control strings and uses every private-use block that could stand in for them",
         hint="remove the characters above U+100000 from the content",
     )

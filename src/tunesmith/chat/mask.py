@@ -25,6 +25,9 @@ from tunesmith.chat.template import REASONING_KEYS, RawMessage
 from tunesmith.chat.tokenizer import Encoded
 from tunesmith.types import JSON
 
+_ANCHORS = ("", "\n", "a", ".")
+"""Texts to encode before a target, so that no space is put before it; the pieces are checked by decoding them."""
+
 Mark = tuple[int, int, float]
 """(start, end, weight) of a range of characters."""
 
@@ -393,7 +396,7 @@ def _target(renderer: Renderer, turn: _Turn, prompt: Sequence[int]) -> Encoded:
     start = len(turn.prompt.plain)
     piece = turn.text.cut(start, len(turn.text.plain))
     expected = tokenizer.decode(whole.ids, skip_special=False)
-    for anchor in ("", "\n"):
+    for anchor in _ANCHORS:
         alone = renderer.encode(Text(anchor, anchor) + piece)
         skip = len(renderer.encode(Text(anchor, anchor)).ids) if anchor else 0
         if skip and alone.offsets[skip - 1][1] != len(anchor):

@@ -10,11 +10,11 @@ schemas (`schema`), control while generating (`serve`).
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.chat.refusal import Refused
-from tunesmith.chat.render import Renderer
+from tunesmith.chat.render import Renderer, require_tokenizer
 from tunesmith.chat.toolcalls import ToolFormat, detect_format, read_calls, read_harmony_reasoning
 from tunesmith.chat.traits import PROBE_TOOLS, ArgumentsForm, control_strings
 from tunesmith.types import JSON, ToolCall
@@ -51,6 +51,7 @@ class Parsed:
 class Parser:
     """Reads answers under one template."""
 
+    renderer: Renderer
     stops: tuple[str, ...]
     opening: str
     """What an answer without reasoning begins with, after the generation prompt."""
@@ -73,6 +74,7 @@ class Parser:
         closing = control_strings(around[1], renderer.guard) if around else []
         stops = [*traits.stops, traits.implied_stop, traits.implied_call_stop]
         return cls(
+            renderer=renderer,
             stops=tuple(stop for stop in stops if stop),
             opening=plain.partition(_ANSWER)[0] if plain is not None else "",
             reasoning=around,
@@ -99,6 +101,29 @@ class Parser:
                 status=ParseStatus.OPEN_REASONING if stopped else ParseStatus.CUT,
             )
         return self._finish(rest, thought, stopped)
+
+    def parse_ids(self, ids: Sequence[int], *, stop_ids: Sequence[int] = ()) -> Parsed:
+        """Read an answer as ids: a control string that the model spelt out as text stays text.
+
+        `stop_ids` end it beside the template's own stops.
+        """
+        tokenizer, guard = require_tokenizer(self.renderer), self.renderer.guard
+        stops = {*stop_ids, *(tokenizer.id_of(stop) for stop in self.stops)}
+        end = next((index for index, token in enumerate(ids) if token in stops), None)
+        text, owned = tokenizer.decode_mixed(ids if end is None else ids[:end], guard.strings)
+        masked = guard.mask_text(text, keep=owned)
+        parsed = self.parse(masked.text, ended=end is not None)
+        return Parsed(
+            content=masked.restore(parsed.content),
+            reasoning=None if parsed.reasoning is None else masked.restore(parsed.reasoning),
+            tool_calls=tuple(
+                ToolCall(
+                    name=masked.restore(call.name), arguments=_restored(call.arguments, masked.restore), id=call.id
+                )
+                for call in parsed.tool_calls
+            ),
+            status=parsed.status,
+        )
 
     def _split_reasoning(self, body: str) -> tuple[str | None, str, bool]:
         """Return (reasoning, rest, whether the reasoning never closed)."""
@@ -140,6 +165,16 @@ class Parser:
         else:
             status = ParseStatus.OK
         return Parsed(content=content, reasoning=thought, tool_calls=calls, status=status)
+
+
+def _restored(value: JSON, restore: Callable[[str], str]) -> JSON:
+    if isinstance(value, str):
+        return restore(value)
+    if isinstance(value, Mapping):
+        return {restore(key): _restored(item, restore) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item, restore) for item in value]
+    return value
 
 
 def _target(renderer: Renderer, answer: Mapping[str, JSON], tools: Sequence[Mapping[str, JSON]] = ()) -> str | None:

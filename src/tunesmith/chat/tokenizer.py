@@ -170,6 +170,26 @@ class Tokenizer:
         """Return the text of ids. `skip_special` leaves out tokens that the vocabulary marks as special."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
+    def decode_mixed(self, ids: Sequence[int], control: Iterable[str]) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of ids, control tokens included, and the ranges in which those of `control` stand.
+
+        A control string outside of these ranges is mere text, as `encode_mixed` writes it.
+        """
+        _, alias_of, backend = self._aliased(tuple(sorted(control)))
+        name_of = {alias: name for name, alias in alias_of.items()}
+        text = str(backend.decode(list(ids), skip_special_tokens=False))
+        pieces: list[str] = []
+        owned: list[tuple[int, int]] = []
+        position = length = 0
+        for match in re.finditer(f"[{''.join(name_of)}]", text) if name_of else ():
+            before, name = text[position : match.start()], name_of[match.group()]
+            owned.append((length + len(before), length + len(before) + len(name)))
+            pieces += (before, name)
+            length += len(before) + len(name)
+            position = match.end()
+        pieces.append(text[position:])
+        return "".join(pieces), owned
+
     def describe(self) -> dict[str, JSON]:
         """Return what identifies the tokenizer, as plain JSON: a part of the contract."""
         return {

@@ -275,6 +275,8 @@ def _find_content_form(template: ChatTemplate, variables: Mapping[str, JSON]) ->
     messages = [_message("user", _USER), _message("assistant", _ANSWER)]
     as_string = _Probe(template, variables, ContentForm.STRING).attempt(messages, prompt=False)
     as_list = _Probe(template, variables, ContentForm.PARTS).attempt(messages, prompt=False)
-    if as_list is None or _ANSWER not in as_list or "'type'" in as_list:
+    if as_list is None or _ANSWER not in as_list:
         return ContentForm.STRING
-    return ContentForm.EITHER if as_string == as_list else ContentForm.PARTS
+    if as_string is not None and _ANSWER in as_string:
+        return ContentForm.EITHER if as_string == as_list else ContentForm.STRING
+    return ContentForm.PARTS
