@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_a_long_error_is_folded_into_five_lines():
 def test_an_interrupt_says_that_finished_stages_are_kept(command):
     result = command("run", "toy.yaml", "--set", "double.fail=interrupt", status=INTERRUPTED)
     assert "finished stages are kept" in result.stderr
+
+
+def test_a_terminated_run_ends_as_an_interrupted_one(command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "run", "toy.yaml", "--set", "double.fail=term"])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            main_module.main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert caught.value.code == INTERRUPTED
+    assert json.loads(command("show", "--json").stdout)["stages"]["double"]["status"] == "interrupted"
 
 
 def test_a_bug_shows_its_traceback_and_where_the_events_are(command, monkeypatch, capsys):

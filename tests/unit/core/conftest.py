@@ -60,7 +60,7 @@ class DoubleSpec(Spec):
     """Some ranks."""
     names: dict[str, int] = Field(default_factory=dict)
     """Some names."""
-    fail: Literal["no", "error", "kill", "interrupt", "full"] = "no"
+    fail: Literal["no", "error", "kill", "interrupt", "full", "term"] = "no"
     """How to end."""
     megabytes: int = 0
     """How much to write."""
@@ -110,6 +110,9 @@ def run_double(inputs: DoubleInputs, spec: DoubleSpec, ctx: Context) -> dict:
         raise ValueError("this toy fails")
     if spec.fail == "interrupt":
         raise KeyboardInterrupt
+    if spec.fail == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
     if spec.fail == "kill" and len(tries.read_text()) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     (ctx.out / "part.txt").unlink()

@@ -135,7 +135,7 @@ def test_an_unknown_stage_of_a_named_table_stands_at_its_line(toys, tmp_path):
         ("ranks: 3", "list of (whole number)", "3 (whole number)"),
         ("names: {a: b}", "mapping of text to whole number", "'b' (text)"),
         ("names: {a: '1'}", "mapping of text to whole number", "'1' (text)"),
-        ("fail: maybe", "one of no, error, kill, interrupt, full", "'maybe' (text)"),
+        ("fail: maybe", "one of no, error, kill, interrupt, full, term", "'maybe' (text)"),
     ],
 )
 def test_a_wrong_type_says_expected_and_found(line, expected, found, toys, tmp_path):
