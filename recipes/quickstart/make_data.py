@@ -39,6 +39,8 @@ SYSTEM_PROMPT = (
 ALPACA, CHATS, MAILS = "tickets_alpaca.jsonl", "tickets_chat.jsonl", "tickets_mail.csv"
 FORUM, CANARY = "tickets_forum.jsonl", "tickets_canary.jsonl"
 HOLDOUT, RECENT = "tickets_holdout.jsonl", "tickets_recent.jsonl"
+FRESH = "tickets_fresh.jsonl"
+"""New traffic for the rehearsal of the server; no split holds it."""
 FILE_OF_MANNER = {"desk": ALPACA, "chat": CHATS, "mail": MAILS}
 
 NUM_EXACT, NUM_NEAR, NUM_LEAKED, NUM_TEMPLATED = 25, 30, 12, 40
@@ -55,10 +57,10 @@ MAX_DISTINCT = 0.4
 class Desk:
     """Hands out customers and dates."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, *, first: int = 20100) -> None:
         self._rng = rng
         self._regulars: list[str] = []
-        self._next = 20100
+        self._next = first
 
     def customer(self, *, new: bool = False) -> str:
         """Return a new customer, or now and then one who wrote before."""
@@ -84,7 +86,7 @@ def build() -> dict[str, list[Entry]]:
     """Return the entries of every file, in order."""
     rng, library, distinct = Random(SEED), Library.load(), Distinct(limit=MAX_DISTINCT)
     desk = Desk(Random(f"{SEED} desk"))
-    holdout = [desk.entry(ticket, file=HOLDOUT, new=True) for ticket in read_holdout()]
+    holdout = [desk.entry(ticket, file=HOLDOUT, new=True) for ticket in read_tickets("holdout.txt")]
     assert all(distinct.add(entry.ticket.text) for entry in holdout)
     canaries = canary_entries(desk, rng)
     assert all(distinct.add(entry.ticket.text) for entry in canaries)
@@ -103,8 +105,13 @@ def build() -> dict[str, list[Entry]]:
     planted += leaks([*holdout, *recent], desk, rng)
     planted += templated(desk, rng)
     planted += unreadable(desk)
-    files: dict[str, list[Entry]] = {name: [] for name in (ALPACA, CHATS, MAILS, FORUM, CANARY, HOLDOUT, RECENT)}
-    for entry in [*holdout, *canaries, *clean, *planted]:
+    later = Desk(Random(f"{SEED} later"), first=40100)
+    fresh = [later.entry(ticket, file=FRESH, new=True) for ticket in read_tickets("fresh.txt")]
+    for number, entry in enumerate(fresh):
+        assert distinct.add(entry.ticket.text)
+        entry.date = (date(2026, 7, 13) + timedelta(days=number // 4)).isoformat()
+    files: dict[str, list[Entry]] = {name: [] for name in (ALPACA, CHATS, MAILS, FORUM, CANARY, HOLDOUT, RECENT, FRESH)}
+    for entry in [*holdout, *canaries, *clean, *planted, *fresh]:
         files[entry.file].append(entry)
     for entries in files.values():
         rng.shuffle(entries)
@@ -124,9 +131,9 @@ def labels_of(words: str) -> Labels:
     return Labels(intent=intent, priority=priority, product=product, needs_human={"true": True, "false": False}[human])
 
 
-def read_holdout() -> list[Ticket]:
-    """Return the tickets that were written by hand for the fixed test source."""
-    return [Ticket(text=text, labels=labels_of(head), manner="hand") for head, text in read_blocks("holdout.txt")]
+def read_tickets(name: str) -> list[Ticket]:
+    """Return the tickets that were written by hand in a generator file."""
+    return [Ticket(text=text, labels=labels_of(head), manner="hand") for head, text in read_blocks(name)]
 
 
 def canary_lines() -> list[tuple[str, str]]:

@@ -29,6 +29,8 @@ FILES = (
     "tickets_recent.jsonl",
     "tickets_holdout.jsonl",
 )
+FRESH = "tickets_fresh.jsonl"
+"""Traffic for the rehearsal: read by no source."""
 GONE = {
     "exact_duplicate",
     "near_duplicate",
@@ -119,7 +121,7 @@ def test_the_generator_writes_the_committed_files_byte_for_byte(tmp_path: Path) 
     script = QUICKSTART / "make_data.py"
     subprocess.run([sys.executable, str(script), "--out", str(tmp_path)], check=True, capture_output=True)
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == sorted([*FILES, "planted.json", "canaries.json"])
+    assert written == sorted([*FILES, FRESH, "planted.json", "canaries.json"])
     for name in written:
         assert (tmp_path / name).read_bytes() == (QUICKSTART / name).read_bytes(), name
 
@@ -146,6 +148,16 @@ def test_every_clean_answer_adheres_and_is_spelt_in_one_way() -> None:
         schema().validate(value)
         assert answer == json.dumps(value, separators=(",", ":")), place
         assert tuple(value) == LABELS, place
+
+
+def test_fresh_tickets_are_labelled_and_stand_in_no_source() -> None:
+    rows = [json.loads(line) for line in (QUICKSTART / FRESH).read_text("utf-8").splitlines()]
+    assert len(rows) >= 24
+    known = [grams(ticket(place)[0]) for place in clean()]
+    for row in rows:
+        asked, answered = (turn["content"] for turn in row["messages"])
+        schema().validate(json.loads(answered))
+        assert max(jaccard(grams(asked), other) for other in known) < 0.3
 
 
 def test_every_planted_broken_answer_is_broken() -> None:
