@@ -176,3 +176,9 @@ def refingerprint():
 def traces(run, world, bundle) -> Artifact:
     inputs = {"bundle": bundle, "base": world.base, "splits": world.splits}
     return run("rehearse", inputs, {"requests": 24}, world.folder)
+
+
+@pytest.fixture
+def make_artifact():
+    """Return `artifact(root, kind, **manifest_fields)`."""
+    return artifact
