@@ -193,7 +193,7 @@ def unflipped(stage: Stage, files: list[str]) -> list[str]:
     for key, before, after in flips(stage.spec_type, stage.spec_type, lambda value: value, "", files):
         if before is None or after is None:
             bad.append(f"{key}: no two valid values found, add some to SAMPLES")
-        elif fingerprint_of(stage, before.identity(), {}) == fingerprint_of(stage, after.identity(), {}):
+        elif fingerprint_of(stage, before.identity(), inputs={}) == fingerprint_of(stage, after.identity(), inputs={}):
             bad.append(f"{key}: {before} and {after} share a fingerprint")
     return bad
 

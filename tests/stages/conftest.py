@@ -55,7 +55,7 @@ def _run_stage(
         fingerprint=fingerprint_of(
             stage,
             spec.identity(store.hashes.sha256_of),
-            {role: artifact.fingerprint if artifact else None for role, artifact in fed.items()},
+            inputs={role: artifact.fingerprint if artifact else None for role, artifact in fed.items()},
         ),
         inputs=fed,
         folder=tmp_path,

@@ -126,7 +126,7 @@ def run(
 
 def show(run: str | None = None, stage: str | None = None, *, store: PathLike | None = None) -> RunView:
     """Return a run (the newest by default), or one stage of it. Raises `StoreError` where there is none."""
-    return find_view(open_store(store), run, stage)
+    return find_view(open_store(store), run, stage=stage)
 
 
 def runs(*, store: PathLike | None = None) -> list[str]:
@@ -182,17 +182,18 @@ def explain(
     known = stages()
     record = find_run(place, run) if run is not None or run_names(place) else None
     if record is not None and what in record.stages:
-        return explain_stage(artifact_of(place, record.stages[what]), _planned(place, record, recipe, what), what)
+        artifact = artifact_of(place, record.stages[what])
+        return explain_stage(artifact, _planned(place, record, recipe=recipe, table=what), table=what)
     tables = {name: stage.stage for name, stage in record.stages.items()} if record else {}
     head = what.split(".", 1)[0]
     if looks_like_row(what) and head not in known and head not in tables:
         if record is None:
             raise StoreError("there are no runs yet", where=str(place.runs), hint="tunesmith run RECIPE")
-        return explain_row(place, record, what)
-    return explain_key(what, known, tables)
+        return explain_row(place, record, what=what)
+    return explain_key(what, known, tables=tables)
 
 
-def _planned(store: Store, record: RunRecord, recipe: PathLike | None, table: str) -> PlannedStage | None:
+def _planned(store: Store, record: RunRecord, *, recipe: PathLike | None, table: str) -> PlannedStage | None:
     """Return what a run would do with a stage now: by the recipe file, or by the run's copy where that is gone."""
     path = Path(recipe or record.recipe_path)
     if path.exists():

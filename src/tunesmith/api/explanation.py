@@ -53,7 +53,7 @@ def looks_like_row(what: str) -> bool:
     return bool(_ID.match(what) or _PLACE.match(what))
 
 
-def explain_row(store: Store, record: RunRecord, what: str) -> Explanation:
+def explain_row(store: Store, record: RunRecord, *, what: str) -> Explanation:
     """Tell all that the artifacts of a run hold about a row. Raises `PlanError` where they hold nothing."""
     tables = list(_tables(store, record))
     ids = {what} if _ID.match(what) else _ids_at(tables, what)
@@ -134,7 +134,7 @@ def _shortened(value: Any) -> JSON:
 # ---------------------------------------------------------------------------------------------------------- stages
 
 
-def explain_stage(artifact: Artifact | None, planned: PlannedStage | None, table: str) -> Explanation:
+def explain_stage(artifact: Artifact | None, planned: PlannedStage | None, *, table: str) -> Explanation:
     """Tell what made a stage's artifact, and whether and why it would run now."""
     facts = []
     if artifact is not None:
@@ -165,7 +165,7 @@ def explain_stage(artifact: Artifact | None, planned: PlannedStage | None, table
 # ------------------------------------------------------------------------------------------------------------ keys
 
 
-def explain_key(key: str, stages: Mapping[str, Stage], tables: Mapping[str, str]) -> Explanation:
+def explain_key(key: str, stages: Mapping[str, Stage], *, tables: Mapping[str, str]) -> Explanation:
     """Tell what a recipe key such as `train.learning_rate` is. `tables` maps names of a recipe's tables to stages.
 
     Raises `PlanError` with the nearest keys where there is none.

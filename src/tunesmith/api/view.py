@@ -67,7 +67,7 @@ def view_run(store: Store, record: RunRecord) -> RunView:
     )
 
 
-def find_view(store: Store, run: str | None, stage: str | None) -> RunView:
+def find_view(store: Store, run: str | None, *, stage: str | None) -> RunView:
     """Return a run, or one stage of it. A lone word that names no run but a stage of the newest run means that stage.
 
     Raises `StoreError` where nothing is called that.

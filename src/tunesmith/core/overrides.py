@@ -18,7 +18,9 @@ from tunesmith.errors import RecipeError, nearest
 from tunesmith.types import JSON
 
 
-def apply_override(override: str, values: dict[str, JSON], stages: Mapping[str, Stage], marks: dict[Loc, str]) -> Loc:
+def apply_override(
+    override: str, values: dict[str, JSON], *, stages: Mapping[str, Stage], marks: dict[Loc, str]
+) -> Loc:
     """Write one override into `values` and its place into `marks`; return where it went."""
     where = f"--set {override}"
     dotted, equals, text = override.partition("=")

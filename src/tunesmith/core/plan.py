@@ -172,7 +172,7 @@ def _planned(
     identity = table.spec.identity(store.hashes.sha256_of)
     settings = _settings(table, store)
     inputs = {role: earlier[source].fingerprint if source else None for role, source in table.inputs.items()}
-    fingerprint = fingerprint_of(table.stage, identity, inputs)
+    fingerprint = fingerprint_of(table.stage, identity, inputs=inputs)
     artifact = store.find(table.stage.produces, fingerprint)
     last = history.get(table.name)
     now = StageRecord(

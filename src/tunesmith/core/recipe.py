@@ -100,7 +100,7 @@ def parse_recipe(text: str, stages: Mapping[str, Stage], *, path: Path, override
     values: dict[str, JSON] = copy.deepcopy(marked.values)
     from_override: set[Loc] = set()
     for override in overrides:
-        loc = apply_override(override, values, stages, marks)
+        loc = apply_override(override, values, stages=stages, marks=marks)
         from_override.add(loc)
     name = values.pop("name", path.stem)
     if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
@@ -114,7 +114,7 @@ def parse_recipe(text: str, stages: Mapping[str, Stage], *, path: Path, override
         inner = {loc[1:]: mark for loc, mark in marks.items() if loc[:1] == (key,)}
         here = {loc[1:] for loc in from_override if loc[:1] == (key,)}
         inputs = _wire(key, stage, wires, {name: entry[0] for name, entry in raw.items()}, inner)
-        spec = validated(key, stage, settings, inner)
+        spec = validated(key, stage, settings=settings, marks=inner)
         spec, spellings = _anchored(spec, inner, here, folder)
         tables[key] = Table(name=key, stage=stage, spec=spec, inputs=inputs, marks=inner, spellings=spellings)
     return Recipe(name=name, path=path, text=text, overrides=tuple(overrides), tables=tables)

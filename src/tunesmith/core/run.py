@@ -72,59 +72,88 @@ def execute(plan: Plan, store: Store, *, listener: Listener, machine: Machine) -
         stages={planned.name: _record_of(planned) for planned in plan.stages},
     )
     with in_use(store):
-        record = create_run(store, record, recipe.text)
+        record = create_run(store, record, recipe_text=recipe.text)
         with lock(store.runs / record.run / ALIVE_FILE, on_wait=lambda holder: None):
-            made: dict[str, Artifact] = {}
+            execution = _Execution(plan, record, store=store, listener=listener, machine=machine)
             for index, planned in enumerate(plan.stages, start=1):
-                record = _step(planned, made, record, store, listener, machine, (index, len(plan.stages)))
-            record = dataclasses.replace(record, finished=now())
-            write_record(store, record)
-    return record
+                execution.step(planned, index=index)
+            return execution.finish()
 
 
-def _step(
-    planned: PlannedStage,
-    made: dict[str, Artifact],
-    record: RunRecord,
-    store: Store,
-    listener: Listener,
-    machine: Machine,
-    place: tuple[int, int],
-) -> RunRecord:
-    """Make or find one stage's artifact, add it to `made`, and return the record that says so."""
-    name = planned.name
-    if planned.status is Status.CACHED:
-        assert planned.artifact is not None
-        made[name] = planned.artifact
-        listener.stage_finished(name, status="cached", seconds=0.0, summary=planned.artifact.summary)
-        return record
-    listener.stage_started(name, index=place[0], count=place[1], reason=planned.reason)
-    record = _written(store, record, name, status="running")
-    started = time.monotonic()
-    try:
-        job = Job(
-            table=name,
+class _Execution:
+    """One run as it goes on: the artifacts so far, and the record that is rewritten after each stage."""
+
+    def __init__(self, plan: Plan, record: RunRecord, *, store: Store, listener: Listener, machine: Machine) -> None:
+        self._plan = plan
+        self._record = record
+        self._store = store
+        self._listener = listener
+        self._machine = machine
+        self._made: dict[str, Artifact] = {}
+
+    def step(self, planned: PlannedStage, *, index: int) -> None:
+        """Make or find one stage's artifact and record it. Raises what the stage raises."""
+        name = planned.name
+        if planned.status is Status.CACHED:
+            assert planned.artifact is not None
+            self._made[name] = planned.artifact
+            self._listener.stage_finished(name, status="cached", seconds=0.0, summary=planned.artifact.summary)
+            return
+        self._listener.stage_started(name, index=index, count=len(self._plan.stages), reason=planned.reason)
+        self._write(name, status="running")
+        started = time.monotonic()
+        try:
+            artifact, fresh = make(self._job(planned), self._store, listener=self._listener, machine=self._machine)
+        except BaseException as error:
+            seconds = time.monotonic() - started
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            with contextlib.suppress(StoreError):  # the disk may be full: the stage's own error is the one to raise
+                self._write(name, status=status, seconds=seconds, error=str(error) or type(error).__name__)
+            self._listener.stage_finished(name, status=status, seconds=seconds, summary={})
+            raise
+        self._made[name] = artifact
+        seconds = time.monotonic() - started
+        status = "done" if fresh else "cached"
+        self._listener.stage_finished(name, status=status, seconds=seconds, summary=artifact.summary)
+        self._write(name, status=status, seconds=seconds)
+
+    def finish(self) -> RunRecord:
+        """Record the end and return the record."""
+        self._record = dataclasses.replace(self._record, finished=now())
+        write_record(self._store, self._record)
+        return self._record
+
+    def _job(self, planned: PlannedStage) -> Job:
+        return Job(
+            table=planned.name,
             stage=planned.table.stage,
             spec=planned.table.spec,
             settings=planned.settings,
             fingerprint=planned.fingerprint,
-            inputs={role: _input(planned, role, source, made, store) for role, source in planned.table.inputs.items()},
-            folder=record_folder(record),
+            inputs={
+                role: None if source is None else self._input(planned, role, source=source)
+                for role, source in planned.table.inputs.items()
+            },
+            folder=Path(self._record.recipe_path).parent,
         )
-        artifact, fresh = make(job, store, listener=listener, machine=machine)
-    except BaseException as error:
-        seconds = time.monotonic() - started
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        text = str(error) or type(error).__name__
-        with contextlib.suppress(StoreError):  # the disk may be full: the stage's own error is the one to raise
-            _written(store, record, name, status=status, seconds=seconds, error=text)
-        listener.stage_finished(name, status=status, seconds=seconds, summary={})
-        raise
-    made[name] = artifact
-    seconds = time.monotonic() - started
-    status = "done" if fresh else "cached"
-    listener.stage_finished(name, status=status, seconds=seconds, summary=artifact.summary)
-    return _written(store, record, name, status=status, seconds=seconds)
+
+    def _input(self, planned: PlannedStage, role: str, *, source: str) -> Artifact:
+        if source in self._made:
+            return self._made[source]
+        fingerprint = planned.inputs[role]
+        assert fingerprint is not None
+        artifact = self._store.find(planned.table.stage.roles[role]["kind"], fingerprint)
+        if artifact is None:
+            raise StoreError(
+                f"the artifact of {source} is gone", where=str(self._store.root), hint="run the recipe again"
+            )
+        return artifact
+
+    def _write(self, name: str, *, status: str, seconds: float | None = None, error: str | None = None) -> None:
+        rounded = None if seconds is None else round(seconds, 3)
+        stage = dataclasses.replace(self._record.stages[name], status=status, seconds=rounded, error=error)
+        self._record = dataclasses.replace(self._record, stages={**self._record.stages, name: stage})
+        write_record(self._store, self._record)
 
 
 def make(job: Job, store: Store, *, listener: Listener, machine: Machine) -> tuple[Artifact, bool]:
@@ -142,11 +171,11 @@ def make(job: Job, store: Store, *, listener: Listener, machine: Machine) -> tup
         with writing(store.root):
             events = EventFile(attempt.events)
         with contextlib.closing(events):
-            manifest = _call(job, attempt, events, listener, machine)
+            manifest = _call(job, attempt, events=events, listener=listener, machine=machine)
         return store.finish(attempt, manifest), True
 
 
-def _call(job: Job, attempt: Attempt, events: EventFile, listener: Listener, machine: Machine) -> Manifest:
+def _call(job: Job, attempt: Attempt, *, events: EventFile, listener: Listener, machine: Machine) -> Manifest:
     """Call the stage's function and return its manifest, outputs not yet counted."""
     voice = StageVoice(job.table, events=events, listener=listener)
     context = Context(
@@ -204,21 +233,6 @@ def _note_failure(error: BaseException, events: EventFile) -> None:
     error.add_note(f"events of this stage: {events.path}")
 
 
-def _input(
-    planned: PlannedStage, role: str, source: str | None, made: Mapping[str, Artifact], store: Store
-) -> Artifact | None:
-    if source is None:
-        return None
-    if source in made:
-        return made[source]
-    fingerprint = planned.inputs[role]
-    assert fingerprint is not None
-    artifact = store.find(planned.table.stage.roles[role]["kind"], fingerprint)
-    if artifact is None:
-        raise StoreError(f"the artifact of {source} is gone", where=str(store.root), hint="run the recipe again")
-    return artifact
-
-
 def _record_of(planned: PlannedStage) -> StageRecord:
     return StageRecord(
         stage=planned.table.stage.name,
@@ -234,21 +248,6 @@ def _record_of(planned: PlannedStage) -> StageRecord:
         spec=planned.settings,
         seconds=0.0 if planned.status is Status.CACHED else None,
     )
-
-
-def _written(
-    store: Store, record: RunRecord, name: str, *, status: str, seconds: float | None = None, error: str | None = None
-) -> RunRecord:
-    rounded = None if seconds is None else round(seconds, 3)
-    stage = dataclasses.replace(record.stages[name], status=status, seconds=rounded, error=error)
-    record = dataclasses.replace(record, stages={**record.stages, name: stage})
-    write_record(store, record)
-    return record
-
-
-def record_folder(record: RunRecord) -> Path:
-    """Return the folder of the recipe that a run was made from."""
-    return Path(record.recipe_path).parent
 
 
 @contextlib.contextmanager

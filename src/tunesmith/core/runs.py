@@ -60,7 +60,7 @@ class RunRecord:
     finished: str | None = None
 
 
-def create_run(store: Store, record: RunRecord, recipe_text: str) -> RunRecord:
+def create_run(store: Store, record: RunRecord, *, recipe_text: str) -> RunRecord:
     """Make the run's folder under a free name that begins with `record.run`, and return the record under that name."""
     with writing(store.root):
         store.runs.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from tunesmith.types import JSON
 _SHOWN_CHARS = 80
 
 
-def validated(key: str, stage: Stage, settings: dict[str, JSON], marks: Mapping[Loc, str]) -> Spec:
+def validated(key: str, stage: Stage, *, settings: dict[str, JSON], marks: Mapping[Loc, str]) -> Spec:
     """Return the Spec that a table's values make. Raises `RecipeError` for the first thing that is wrong."""
     try:
         spec = stage.spec_type.model_validate(settings)

@@ -33,7 +33,7 @@ from tunesmith.types import JSON, canonical_json, sha256_hex
 _MANIFEST = "manifest.json"
 
 
-def fingerprint_of(stage: Stage, identity: Mapping[str, JSON], inputs: Mapping[str, str | None]) -> str:
+def fingerprint_of(stage: Stage, identity: Mapping[str, JSON], *, inputs: Mapping[str, str | None]) -> str:
     """Return the identity of the artifact that `stage` makes: 64 hex digits, known before it runs.
 
     `identity` is `Spec.identity()`, `inputs` role -> fingerprint. A role that nothing feeds is left out, so that a new

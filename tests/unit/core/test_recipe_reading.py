@@ -314,7 +314,7 @@ def test_identity_is_what_a_file_holds_and_its_name_never_its_folder(toys, tmp_p
         (tmp_path / folder).mkdir()
         (tmp_path / folder / name).write_text(content)
         table = parse(f"number: {{file: {folder}/{name}}}\n", toys, tmp_path).tables["number"]
-        found[folder] = fingerprint_of(table.stage, table.spec.identity(), {})
+        found[folder] = fingerprint_of(table.stage, table.spec.identity(), inputs={})
     assert found["a"] == found["b"]
     assert len(set(found.values())) == 3
 
@@ -324,7 +324,7 @@ def test_identity_is_what_a_file_holds_and_its_name_never_its_folder(toys, tmp_p
 
 def fingerprints(text, toys, tmp_path):
     recipe = parse(text, toys, tmp_path)
-    return {name: fingerprint_of(t.stage, t.spec.identity(), {}) for name, t in sorted(recipe.tables.items())}
+    return {name: fingerprint_of(t.stage, t.spec.identity(), inputs={}) for name, t in sorted(recipe.tables.items())}
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
