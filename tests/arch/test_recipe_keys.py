@@ -44,6 +44,12 @@ WHOLES: dict[str, list[dict[str, Any]]] = {
         {"train": 0.8, "val": 0.1, "test": 0.1},
         {"train": 0.6, "val": 0.2, "test": 0.2},
     ],
+    "AlertSpec": [
+        {"kpi": "schema_adherence", "at_least": 0.9},
+        {"kpi": "schema_adherence", "at_least": 0.8},
+        {"kpi": "schema_adherence", "at_most": 0.5},
+        {"kpi": "latency_p95_ms", "at_least": 0.9},
+    ],
 }
 """Owner -> valid values of the whole Spec, where its keys depend on each other."""
 
@@ -154,7 +160,9 @@ def flips(
         if is_tag(field):
             continue
         if spec_type.__name__ in WHOLES:
-            yield key, *(top.model_validate(wrap(whole)) for whole in WHOLES[spec_type.__name__][:2])
+            first, *others = WHOLES[spec_type.__name__]
+            second = next(whole for whole in others if whole.get(name) != first.get(name))
+            yield key, top.model_validate(wrap(first)), top.model_validate(wrap(second))
             continue
         found: list[Spec] = []
         for value in SAMPLES.get(f"{spec_type.__name__}.{name}") or field_values(field, files):
