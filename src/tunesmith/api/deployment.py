@@ -11,7 +11,6 @@ the server (`serve`), the moves of a ref (`core.refs`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,7 +210,9 @@ def redact_messages(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def _store(store: PathLike | None) -> Store:
-    return Store(Path(store or os.environ.get("TUNESMITH_STORE") or ".tunesmith").expanduser().absolute())
+    from tunesmith.api import open_store
+
+    return open_store(store)
 
 
 def _bundle_folder(path: Path) -> Path | None:

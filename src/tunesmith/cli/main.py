@@ -33,6 +33,7 @@ VERBS = (
     "preview",
     "serve",
     "promote",
+    "monitor",
     "gc",
 )
 """Modules of this package, in the order of the help. A module may register more than one verb."""

@@ -92,7 +92,7 @@ def monitor(inputs: MonitorInputs, spec: MonitorSpec, ctx: Context) -> Summary:
         traces,
         feedback,
         reference=read_reference(inputs.evaluation.path, inputs.splits.path),
-        rules=DEFAULT_RULES if spec.alerts is None else [_rule(alert) for alert in spec.alerts],
+        rules=DEFAULT_RULES if spec.alerts is None else [rule_of(alert) for alert in spec.alerts],
         prices=None if spec.prices is None else Prices(**spec.prices.model_dump()),
         fields=spec.fields,
     )
@@ -130,7 +130,8 @@ def read_reference(evaluation: Path, splits: Path) -> Reference:
     return Reference(name=f"the evaluation on the {side} rows", prompts=prompts, answers=answers)
 
 
-def _rule(alert: AlertSpec) -> Rule:
+def rule_of(alert: AlertSpec) -> Rule:
+    """Return the rule of one alert."""
     from tunesmith.monitor.alerts import Rule
 
     return Rule(kpi=alert.kpi, at_least=alert.at_least, at_most=alert.at_most)
