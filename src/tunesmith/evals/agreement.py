@@ -17,14 +17,16 @@ import enum
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tunesmith.evals.stats import LEVELS, Estimate
 
+Item = TypeVar("Item")
 Matrix = npt.NDArray[np.float64]
-RESAMPLES = 2000
+RESAMPLES = 1000
 SEED = 20_240_614
 
 
@@ -133,7 +135,7 @@ def _distance(values: Sequence[float | str], margins: Matrix, *, scale: Scale) -
 
 
 def with_interval(
-    items: Sequence[object], coefficient: Callable[[Sequence[object]], float | None], *, seed: int = SEED
+    items: Sequence[Item], coefficient: Callable[[Sequence[Item]], float | None], *, seed: int = SEED
 ) -> Estimate | None:
     """Return a coefficient over items with percentile bootstrap intervals, items resampled whole.
 
