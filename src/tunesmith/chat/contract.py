@@ -39,10 +39,11 @@ from tunesmith.chat.parts import (
 from tunesmith.chat.refusal import RefusalKind, Refused
 from tunesmith.chat.render import Rendered, Renderer
 from tunesmith.chat.schema import AnswerSchema, AnswerVerdict, read_schema, require_schema
+from tunesmith.chat.skeleton import Skeletons
 from tunesmith.chat.template import TEMPLATE_FILE, ChatTemplate
 from tunesmith.chat.tokenizer import Tokenizer
 from tunesmith.errors import ContractError
-from tunesmith.types import JSON, Conversation, Example, canonical_json, sha256_hex
+from tunesmith.types import JSON, Conversation, Example, Message, canonical_json, sha256_hex
 
 CONTRACT_FILE = "contract.json"
 TOKENIZER_DIR = "tokenizer"
@@ -193,6 +194,47 @@ class Contract:
                 ids, weights = cut(ids, weights, budget=loss.max_tokens, overlong=loss.overlong)
             examples.append(Example(row_id=row_id, ids=ids, weights=weights))
         return examples
+
+    def encode_many(self, rows: Sequence[tuple[str, Conversation]]) -> list[list[Example] | Refused]:
+        """Return what `encode` returns for each (row id, conversation), or the refusal that it raises.
+
+        Rows whose contents are plain are encoded by the template's skeleton, which gives the same ids and weights
+        without running the template once a row.
+        """
+        shown = [self._shown_fast(conversation) for _, conversation in rows]
+        made = self._skeletons.encode([messages or () for messages in shown])
+        out: list[list[Example] | Refused] = []
+        for (row_id, conversation), sequences in zip(rows, made, strict=True):
+            try:
+                if sequences is None:
+                    out.append(self.encode(conversation, row_id=row_id))
+                else:
+                    out.append([self._example(row_id, ids, weights) for ids, weights in sequences])
+            except Refused as refusal:
+                out.append(refusal)
+        return out
+
+    def _example(self, row_id: str, ids: Sequence[int], weights: Sequence[float]) -> Example:
+        budget = self.loss.max_tokens
+        if budget is not None and len(ids) > budget:
+            ids, weights = cut(ids, weights, budget=budget, overlong=self.loss.overlong)
+        return Example(row_id=row_id, ids=tuple(ids), weights=tuple(weights))
+
+    def _shown_fast(self, conversation: Conversation) -> tuple[Message, ...] | None:
+        """Return the messages with the system prompt applied, or `None` where only the general way can tell."""
+        if self.tools or conversation.tools or self.loss.overlong is Overlong.DROP_OLDEST_TURNS:
+            return None
+        messages = conversation.messages
+        rule = self.system_rule
+        if rule.rule is SystemRule.FROM_ROWS or not messages:
+            return messages
+        if messages[0].role in ("system", "developer"):
+            return messages if rule.text is not None and messages[0].content == rule.text else None
+        return messages if rule.text is None else (Message(role="system", content=rule.text), *messages)
+
+    @cached_property
+    def _skeletons(self) -> Skeletons:
+        return Skeletons(self.renderer, self.loss.train_on, self.loss.reasoning)
 
     def parse(self, answer: str | Sequence[int]) -> Parsed:
         """Read an answer. Text without a stop counts as ended, ids without a stop as cut."""

@@ -73,10 +73,11 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class Turn:
     """One trained turn: its serving prompt, its text up to the stop, and the weights of its characters."""
 
     index: int
+    """Of its message."""
     prompt: Text
     text: Text
     """Prompt and target."""
@@ -98,6 +99,21 @@ def train(
     A message may carry `train` (true, false), `weight` (a factor) and `spans` (`[[start, end, weight], ...]` in
     characters of its content). Raises `Refused`, with a kind, where the law of this module cannot hold.
     """
+    turns, whole = plan_turns(renderer, messages, tools, train_on=train_on, reasoning=reasoning)
+    if renderer.tokenizer is None:
+        return _as_texts(turns, whole)
+    return _as_ids(renderer, turns, whole)
+
+
+def plan_turns(
+    renderer: Renderer,
+    messages: Sequence[RawMessage],
+    tools: Sequence[Mapping[str, JSON]] = (),
+    *,
+    train_on: TrainOn,
+    reasoning: Reasoning,
+) -> tuple[list[Turn], Text]:
+    """Return the trained turns as text, and the rendering of the whole conversation. Raises `Refused` as `train`."""
     if reasoning is Reasoning.DROP:
         messages = [without_reasoning(message) for message in messages]
     weights = turn_weights(messages, train_on)
@@ -112,9 +128,7 @@ def train(
     turns = [_turn(renderer, shaped, messages, index, weight, reasoning) for index, weight in weights.items()]
     whole = renderer.text(shaped, len(shaped.messages), prompt=False)
     renderer.check_nothing_dropped(shaped, turns[-1].prompt.plain, upto=turns[-1].index)
-    if renderer.tokenizer is None:
-        return _as_texts(turns, whole)
-    return _as_ids(renderer, turns, whole)
+    return turns, whole
 
 
 def turn_weights(messages: Sequence[RawMessage], train_on: TrainOn) -> dict[int, float]:
@@ -154,7 +168,7 @@ def _turn(
     index: int,
     weight: float,
     reasoning: Reasoning,
-) -> _Turn:
+) -> Turn:
     text = renderer.text(shaped, index + 1, prompt=False)
     prompt = renderer.text(shaped, index, prompt=True) if index else _opening_prompt(renderer, shaped, text)
     if not text.startswith(prompt):
@@ -171,7 +185,7 @@ def _turn(
     text, appended = _with_stop(renderer, text, len(prompt.plain), calls=bool(message.get("tool_calls")))
     _check_answer_kept(renderer, message, text.plain[len(prompt.plain) :], index)
     marks = _marks(messages[index], text, len(prompt.plain), weight, reasoning)
-    return _Turn(index, prompt, text, marks, appended)
+    return Turn(index, prompt, text, marks, appended)
 
 
 def _opening_prompt(renderer: Renderer, shaped: Shaped, text: Text) -> Text:
@@ -304,14 +318,19 @@ def _override(marks: Sequence[Mark], low: int, high: int, weight: float) -> list
     return sorted(mark for mark in out if mark[0] < mark[1])
 
 
-def _as_texts(turns: Sequence[_Turn], whole: Text) -> list[Trained]:
+def group_turns(turns: Sequence[Turn]) -> list[list[Turn]]:
     """Join turns whose texts are prefixes of one another."""
-    groups: list[list[_Turn]] = []
+    groups: list[list[Turn]] = []
     for turn in turns:
         if groups and turn.prompt.startswith(groups[-1][-1].text):
             groups[-1].append(turn)
         else:
             groups.append([turn])
+    return groups
+
+
+def _as_texts(turns: Sequence[Turn], whole: Text) -> list[Trained]:
+    groups = group_turns(turns)
     out = []
     for group in groups:
         last = group[-1]
@@ -358,7 +377,7 @@ class _Sequence:
     appended_stop: str | None = None
 
 
-def _as_ids(renderer: Renderer, turns: Sequence[_Turn], whole: Text) -> list[Trained]:
+def _as_ids(renderer: Renderer, turns: Sequence[Turn], whole: Text) -> list[Trained]:
     sequences: list[_Sequence] = []
     for turn in turns:
         encoded = renderer.encode(turn.prompt)
@@ -382,7 +401,7 @@ def _as_ids(renderer: Renderer, turns: Sequence[_Turn], whole: Text) -> list[Tra
     return [_finished(renderer, sequence) for sequence in sequences]
 
 
-def _target(renderer: Renderer, turn: _Turn, prompt: Sequence[int]) -> Encoded:
+def _target(renderer: Renderer, turn: Turn, prompt: Sequence[int]) -> Encoded:
     """Return ids of the target and their offsets in the turn's text.
 
     In context where the encoding of prompt and target begins with the prompt's ids; else by itself, where the pieces

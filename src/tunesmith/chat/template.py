@@ -137,6 +137,11 @@ def read_template(path: Path) -> ChatTemplate:
         raise ContractError("the chat template cannot be read", where=str(path), found=str(error)) from error
 
 
+def parse_template(text: str) -> jinja2.nodes.Template:
+    """Return a template's syntax tree."""
+    return _environment().parse(text)
+
+
 class _Generation(jinja2.ext.Extension):
     """The `{% generation %}` tag: renders its body. It scopes like a call block, as in transformers."""
 

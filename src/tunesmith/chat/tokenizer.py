@@ -56,11 +56,11 @@ class Tokenizer:
         self.json_text = tokenizer_json
         self.config = dict(config)
         self.name = name
-        self._spec = _bare_spec(tokenizer_json, config, name=name)
-        self._backend = _build(self._spec, name=name)
+        self.spec = _bare_spec(tokenizer_json, config, name=name)
+        self._backend = _build(self.spec, name=name)
         self.added: tuple[AddedToken, ...] = tuple(
             AddedToken(id=token["id"], content=token["content"], special=bool(token.get("special")))
-            for token in self._spec["added_tokens"]
+            for token in self.spec["added_tokens"]
         )
         self._id_of = {token.content: token.id for token in self.added}
 
@@ -221,7 +221,7 @@ class Tokenizer:
         if names not in cache:
             known = [name for name in names if name in self._id_of]
             alias_of = {name: chr(ALIAS_BASE + index) for index, name in enumerate(known)}
-            spec = json.loads(json.dumps(self._spec))
+            spec = json.loads(json.dumps(self.spec))
             for token in spec["added_tokens"]:
                 token["content"] = alias_of.get(token["content"], token["content"])
             _rename_vocab(spec["model"], alias_of)

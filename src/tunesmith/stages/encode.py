@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 SIDES = ("train", "val")
 """The test side is never encoded for training."""
-_REPORT_EVERY = 500
+_BATCH_ROWS = 512
+"""Rows encoded between two reports."""
 _NAMED_ROWS = 10
 """Row ids that an error lists."""
 _MEASURED_ROWS = 2000
@@ -98,25 +99,25 @@ def _encode_side(rows: Sequence[Row], contract: Contract, name: str, ctx: Contex
     side = _Side(name=name, rows=len(rows))
     fatal: dict[RefusalKind, list[tuple[str, Refused]]] = {}
     every = max(1, len(rows) // _MEASURED_ROWS)
-    for index, row in enumerate(rows):
-        if index % _REPORT_EVERY == 0:
-            ctx.progress(index, len(rows), f"{name}: {index} of {len(rows)} rows")
-        try:
-            examples = contract.encode(row.conversation, row_id=row.id)
-        except Refused as refusal:
-            strict = (refusal.kind is RefusalKind.NO_TARGET and contract.loss.no_target is NoTarget.ERROR) or (
-                refusal.kind is RefusalKind.OVERLONG and contract.loss.overlong is Overlong.ERROR
-            )
-            if strict:
-                fatal.setdefault(refusal.kind, []).append((row.id, refusal))
-            side.rejects.append(_reject(row, refusal))
-            continue
-        side.kept_rows += 1
-        side.examples += examples
-        if index % every == 0:
-            side.measured_rows += 1
-            side.measured_supervised += sum(example.num_supervised for example in examples)
-            _count_roles(side, row, contract)
+    for start in range(0, len(rows), _BATCH_ROWS):
+        batch = rows[start : start + _BATCH_ROWS]
+        ctx.progress(start, len(rows), f"{name}: {start} of {len(rows)} rows")
+        made = contract.encode_many([(row.id, row.conversation) for row in batch])
+        for index, (row, found) in enumerate(zip(batch, made, strict=True), start=start):
+            if isinstance(found, Refused):
+                strict = (found.kind is RefusalKind.NO_TARGET and contract.loss.no_target is NoTarget.ERROR) or (
+                    found.kind is RefusalKind.OVERLONG and contract.loss.overlong is Overlong.ERROR
+                )
+                if strict:
+                    fatal.setdefault(found.kind, []).append((row.id, found))
+                side.rejects.append(_reject(row, found))
+                continue
+            side.kept_rows += 1
+            side.examples += found
+            if index % every == 0:
+                side.measured_rows += 1
+                side.measured_supervised += sum(example.num_supervised for example in found)
+                _count_roles(side, row, contract)
     if fatal:
         _raise_fatal(fatal)
     return side

@@ -45,10 +45,11 @@ def said(control):
 
 
 @st.composite
-def conversations(draw, renderer):
-    """Return (messages, tools, turns that train)."""
+def conversations(draw, renderer, *, plant=True):
+    """Return (messages, tools, turns that train). `plant` puts control strings into contents."""
     traits = renderer.traits
-    control = [item for item in renderer.guard.strings if item.strip()][:12] or ["<|x|>"]
+    control = [item for item in renderer.guard.strings if item.strip()][:12] if plant else []
+    control = control or ["<|x|>"]
     tools = TOOLS if traits.renders_tools and traits.arguments is not ArgumentsForm.NONE and draw(st.booleans()) else []
     messages = []
     if traits.takes_system and draw(st.booleans()):
@@ -69,7 +70,10 @@ def conversations(draw, renderer):
 
 @st.composite
 def _tool_exchange(draw, control):
-    arguments = {"city": draw(st.sampled_from(["Paris", "São Paulo", "a \"b\"", "x\ny"])), "days": draw(st.integers(0, 9))}
+    arguments = {
+        "city": draw(st.sampled_from(["Paris", "São Paulo", 'a "b"', "x\ny"])),
+        "days": draw(st.integers(0, 9)),
+    }
     call = {"id": "call00001", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
     return [
         {"role": "assistant", "tool_calls": [call]},

@@ -177,7 +177,8 @@ def _sentencepiece_like(kind: str) -> str:
     trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     trained.train_from_iterator(
-        [PARAGRAPH] * 20, trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+        [PARAGRAPH] * 20,
+        trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False),
     )
     model = json.loads(trained.to_str())["model"]
     vocab = dict(model["vocab"])
