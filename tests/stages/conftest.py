@@ -26,7 +26,7 @@ from tunesmith.types import JSON
 RunStage = Callable[[str, Mapping[str, Artifact | None], Mapping[str, JSON], Path], Artifact]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_stage() -> RunStage:
     return _run_stage
 

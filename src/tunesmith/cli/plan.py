@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
         console = Console()
         table = Table(title=f"plan of {made.recipe.name}", title_justify="left", box=None, pad_edge=False)
         for column in ("stage", "", "why", "time", "memory", "estimated from"):
-            table.add_column(column, no_wrap=column not in ("why", "estimated from"))
+            table.add_column(column, no_wrap=column not in ("why", "estimated from"), overflow="fold")
         known = 0.0
         for planned in made.stages:
             estimate = planned.estimate

@@ -337,5 +337,5 @@ def _last_time(planned: PlannedStage, store: Store) -> Estimate | None:
         return None
     provenance = newest.manifest.provenance
     return Estimate(
-        seconds=provenance["seconds"], memory_bytes=provenance.get("peak_rss_bytes"), basis="what it took last time"
+        seconds=provenance["seconds"], memory_bytes=provenance.get("peak_rss_bytes"), basis="last time"
     )
