@@ -29,10 +29,10 @@ class Driver:
     def __init__(self, count, status=0):
         self.count, self.status = count, status
 
-    def cuInit(self, flags):  # noqa: N802 - the library's name
+    def cuInit(self, flags):
         return self.status
 
-    def cuDeviceGetCount(self, pointer):  # noqa: N802
+    def cuDeviceGetCount(self, pointer):
         pointer._obj.value = self.count
         return 0
 
