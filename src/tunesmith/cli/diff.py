@@ -19,15 +19,15 @@ def register(app: typer.Typer) -> None:
         store: StoreOption = None,
     ) -> None:
         """Show what differs between A and B: settings first, then the figures they came to."""
-        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
         import tunesmith.api as api
+        from tunesmith.cli.console import make_console
         from tunesmith.cli.text import figure
 
         found = api.diff(before, after, store=store)
-        console = Console()
+        console = make_console()
         console.print(f"A: {escape(found.before)}\nB: {escape(found.after)}", highlight=False)
         if not found.stages and not found.contract:
             console.print("no difference")

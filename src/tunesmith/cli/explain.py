@@ -25,15 +25,15 @@ def register(app: typer.Typer) -> None:
         store: StoreOption = None,
     ) -> None:
         """Explain a row (why it is or is not in the data), a stage (what made it) or a recipe key (what it does)."""
-        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
         import tunesmith.api as api
+        from tunesmith.cli.console import make_console
         from tunesmith.cli.text import figure, leaves
 
         found = api.explain(what, run=run, recipe=recipe, store=store)
-        console = Console()
+        console = make_console()
         console.print(f"[bold]{escape(found.title)}[/]", highlight=False)
         for fact in found.facts:
             console.print(f"\n[cyan]{escape(fact.where)}[/]", highlight=False)

@@ -28,15 +28,15 @@ def register(app: typer.Typer) -> None:
         ] = None,
     ) -> None:
         """Look at your data and write a recipe for it, with the reason for each choice."""
-        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
         import tunesmith.api as api
+        from tunesmith.cli.console import make_console
         from tunesmith.cli.text import figure
 
         made = api.init(folder, data=data or (), base=base, license=license)
-        console = Console()
+        console = make_console()
         table = Table(title="data", title_justify="left", box=None, pad_edge=False)
         for column in ("file", "rows", "shape", "median", "95%", "unreadable"):
             table.add_column(column, justify="left" if column in ("file", "shape") else "right")

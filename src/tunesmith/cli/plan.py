@@ -19,15 +19,15 @@ def register(app: typer.Typer) -> None:
         store: StoreOption = None,
     ) -> None:
         """Show what a run would do: cached or to run, why, time and memory. Refuses what would fail."""
-        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
         import tunesmith.api as api
+        from tunesmith.cli.console import make_console
         from tunesmith.cli.text import duration, size
 
         made = api.plan(recipe, overrides=overrides or (), until=until, only=only, store=store)
-        console = Console()
+        console = make_console()
         table = Table(title=f"plan of {made.recipe.name}", title_justify="left", box=None, pad_edge=False)
         for column in ("stage", "", "why", "time", "memory", "estimated from"):
             table.add_column(column, no_wrap=column not in ("why", "estimated from"), overflow="fold")

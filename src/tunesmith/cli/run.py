@@ -24,13 +24,13 @@ def register(app: typer.Typer) -> None:
         workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
     ) -> None:
         """Run a recipe: only what changed, resumed where it stopped."""
-        from rich.console import Console
 
         import tunesmith.api as api
+        from tunesmith.cli.console import make_console
         from tunesmith.cli.progress import TerminalListener
         from tunesmith.cli.show import print_run
 
-        console = Console()
+        console = make_console()
         with TerminalListener(console) as listener:
             view = api.run(
                 recipe,

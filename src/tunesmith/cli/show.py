@@ -37,9 +37,9 @@ def register(app: typer.Typer) -> None:
         if as_json:
             typer.echo(json.dumps(view.to_json(), indent=1, ensure_ascii=False))
             return
-        from rich.console import Console
+        from tunesmith.cli.console import make_console
 
-        console = Console()
+        console = make_console()
         if len(view.stages) == 1:
             print_stage(console, view)
         else:

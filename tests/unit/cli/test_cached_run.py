@@ -1,6 +1,7 @@
 """A second run of real stages runs nothing, loads nothing heavy, and shows the same figures."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -23,7 +24,12 @@ print('STATUS', status, 'HEAVY', heavy)
 def tunesmith(tmp_path):
     def call(*arguments):
         done = subprocess.run(
-            [sys.executable, "-c", COMMAND, *arguments], capture_output=True, text=True, cwd=tmp_path, check=True
+            [sys.executable, "-c", COMMAND, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=True,
+            env={**os.environ, "COLUMNS": "200"},
         )
         return done.stdout
 
