@@ -8,13 +8,14 @@ as a transformers attention implementation, so that any model that uses the atte
 What does not: building batches (`train.batches`), the projections around attention (`model.fused`, or the model's own).
 
 Shapes: T rows of the flat batch, H query heads, K key heads, G = H / K, D head size, N segments of a bucket,
-L own rows of a segment (padded inside a bucket), P rows of its prefix.
+L own rows of a segment (padded inside a bucket), P rows of its prefix. Queries, keys and values come packed,
+[T, H + 2K, D], as one product makes them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,9 @@ QUERY_BLOCK = 512
 
 MAX_PADDING = 1.25
 """Segments of one bucket differ in length by at most this factor."""
+
+KEYS_MULTIPLE = 16
+"""Numbers of keys are padded to whole vectors: on CPU a softmax over 126 columns takes longer than over 128."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,22 +62,49 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bucket:
-    """Segments of similar length with the same prefix, computed as one padded batch."""
+class Heads:
+    """How many heads there are, and where they lie in a packed row: queries, then keys, then values."""
 
-    num_segments: int
-    padded_length: int
+    num_queries: int
+    num_keys: int
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.num_queries // self.num_keys
+
+    @property
+    def total(self) -> int:
+        """Heads of a packed row."""
+        return self.num_queries + 2 * self.num_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """Segments of similar length with the same prefix, computed as one padded batch.
+
+    Indices point into head rows: row `t` of the batch has its head `h` at `t * heads + h`. Padding reads row `T - 1`
+    and writes row `T`, which is thrown away.
+    """
+
+    batch: int
+    """N x K."""
+    length: int
+    """Own rows L, padding included."""
+    num_prefix: int
     prefix: slice
-    own: torch.Tensor
-    """[N x L] row of each padded position; padding repeats the segment's last row."""
-    real: torch.Tensor
-    """Indices of the positions of `own` that are no padding."""
-    real_rows: torch.Tensor
-    """`own[real]`: the rows that this bucket writes."""
+    queries: torch.Tensor
+    """[N x K x G x L] head rows of the queries in packed rows."""
+    keys: torch.Tensor
+    """[N x K x (P + L)] head rows of the keys in packed rows; those of the values lie K further."""
+    outputs: torch.Tensor
+    """[N x K x G x L] head rows of the queries in rows of H heads, padding beyond the last row."""
+    own_keys: torch.Tensor
+    """[N x K x L] head rows of own keys in packed rows, padding beyond the last row."""
     padding: torch.Tensor
-    """Indices of the positions of `own` that are padding."""
-    blocked: torch.Tensor
-    """[L, P + L], true where a query must not see a key. Padding stands behind every real query, hence unseen."""
+    """Which of `queries` are padding."""
+    bias: torch.Tensor
+    """[G x L, P + L] 0, or minus infinity where a query must not see a key. Padding stands behind every real query."""
 
 
 class DocumentLayout:
@@ -81,49 +112,68 @@ class DocumentLayout:
 
     def __init__(self, segments: Sequence[Segment], device: str | torch.device = "cpu") -> None:
         self.segments = tuple(segments)
+        self.num_rows = max(segment.stop for segment in segments)
         self.device = torch.device(device)
-        self._buckets: dict[int | None, tuple[list[Bucket], list[Segment]]] = {}
+        self._plans: dict[tuple[Heads, int | None, torch.dtype], tuple[list[Bucket], list[Segment]]] = {}
 
-    def buckets(self, window: int | None) -> tuple[list[Bucket], list[Segment]]:
-        """Return the buckets, and the long segments that go block by block, for a sliding window or none."""
-        if window not in self._buckets:
-            self._buckets[window] = self._plan(window)
-        return self._buckets[window]
+    def plan(self, heads: Heads, window: int | None, dtype: torch.dtype) -> tuple[list[Bucket], list[Segment]]:
+        """Return the buckets of short segments, and the long segments that go block by block."""
+        key = (heads, window, dtype)
+        if key not in self._plans:
+            short = [segment for segment in self.segments if segment.prefix_length + segment.length <= LONG_KEYS]
+            long = [segment for segment in self.segments if segment.prefix_length + segment.length > LONG_KEYS]
+            buckets = [self._bucket(members, heads, window, dtype) for members in _similar(short)]
+            self._plans[key] = (buckets, long)
+        return self._plans[key]
 
-    def _plan(self, window: int | None) -> tuple[list[Bucket], list[Segment]]:
-        long = [segment for segment in self.segments if segment.prefix_length + segment.length > LONG_KEYS]
-        by_prefix: dict[tuple[int, int], list[Segment]] = defaultdict(list)
-        for segment in self.segments:
-            if segment.prefix_length + segment.length <= LONG_KEYS:
-                by_prefix[segment.prefix_start, segment.prefix_stop].append(segment)
-        buckets = []
-        for same_prefix in by_prefix.values():
-            ordered = sorted(same_prefix, key=lambda segment: segment.length)
-            while ordered:
-                longest = ordered[-1].length
-                members = [segment for segment in ordered if segment.length * MAX_PADDING >= longest]
-                ordered = ordered[: len(ordered) - len(members)]
-                buckets.append(self._bucket(members, longest, window))
-        return buckets, long
-
-    def _bucket(self, members: Sequence[Segment], length: int, window: int | None) -> Bucket:
+    def _bucket(self, members: Sequence[Segment], heads: Heads, window: int | None, dtype: torch.dtype) -> Bucket:
+        prefix = slice(members[0].prefix_start, members[0].prefix_stop)
+        num_prefix = prefix.stop - prefix.start
+        longest = max(segment.length for segment in members)
+        length = -(-(num_prefix + longest) // KEYS_MULTIPLE) * KEYS_MULTIPLE - num_prefix
         starts = torch.tensor([segment.start for segment in members])[:, None]
         lengths = torch.tensor([segment.length for segment in members])[:, None]
         position = torch.arange(length)[None, :]
-        own = starts + torch.minimum(position, lengths - 1)
-        is_real = (position < lengths).flatten()
-        prefix = slice(members[0].prefix_start, members[0].prefix_stop)
-        num_prefix = prefix.stop - prefix.start
+        is_padding = position >= lengths
+        rows = starts + position
+        # [N, K, G, L]: head k * G + g of each row.
+        head = torch.arange(heads.num_queries).view(heads.num_keys, heads.group, 1)
+        key_head = torch.arange(heads.num_keys)[:, None]
+        read = rows.masked_fill(is_padding, self.num_rows - 1)
+        written = rows.masked_fill(is_padding, self.num_rows)
+        seen = torch.cat((torch.arange(prefix.start, prefix.stop).expand(len(members), -1), read), dim=1)
+        padding = is_padding[:, None, None, :].expand(-1, heads.num_keys, heads.group, -1)
+        blocked = _blocked(length, num_prefix, num_prefix + length, window, device=self.device)
+        bias = torch.zeros(blocked.shape, dtype=dtype, device=self.device).masked_fill_(blocked, float("-inf"))
+        first_key = heads.num_queries
         return Bucket(
-            num_segments=len(members),
-            padded_length=length,
+            batch=len(members) * heads.num_keys,
+            length=length,
+            num_prefix=num_prefix,
             prefix=prefix,
-            own=own.flatten().to(self.device),
-            real=is_real.nonzero()[:, 0].to(self.device),
-            real_rows=own.flatten()[is_real].to(self.device),
-            padding=(~is_real).nonzero()[:, 0].to(self.device),
-            blocked=_blocked(length, num_prefix, num_prefix + length, window, device=self.device),
+            queries=(read[:, None, None, :] * heads.total + head).flatten().to(self.device),
+            keys=(seen[:, None, :] * heads.total + first_key + key_head).flatten().to(self.device),
+            outputs=(written[:, None, None, :] * heads.num_queries + head).flatten().to(self.device),
+            own_keys=(written[:, None, :] * heads.total + first_key + key_head).flatten().to(self.device),
+            padding=padding.flatten().nonzero()[:, 0].to(self.device),
+            bias=bias.repeat(heads.group, 1),
         )
+
+
+def _similar(segments: Sequence[Segment]) -> list[list[Segment]]:
+    """Divide segments into runs with one prefix and similar lengths."""
+    by_prefix: dict[tuple[int, int], list[Segment]] = defaultdict(list)
+    for segment in segments:
+        by_prefix[segment.prefix_start, segment.prefix_stop].append(segment)
+    runs = []
+    for same_prefix in by_prefix.values():
+        ordered = sorted(same_prefix, key=lambda segment: segment.length)
+        while ordered:
+            longest = ordered[-1].length
+            members = [segment for segment in ordered if segment.length * MAX_PADDING >= longest]
+            ordered = ordered[: len(ordered) - len(members)]
+            runs.append(members)
+    return runs
 
 
 def _blocked(
@@ -139,65 +189,213 @@ def _blocked(
 
 
 def _scores(
-    queries: torch.Tensor, keys: torch.Tensor, blocked: torch.Tensor, *, scale: float, softcap: float | None
+    queries: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor, *, scale: float, softcap: float | None
 ) -> torch.Tensor:
-    """Return masked scores, [B, G x L, keys], for queries [B, G x L, D] and keys [B, keys, D]."""
-    scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
-    if softcap is not None:
-        scores = scores.div_(softcap).tanh_().mul_(softcap)
-    scores.view(scores.shape[0], -1, *blocked.shape).masked_fill_(blocked, float("-inf"))
-    return scores
+    """Return masked scores [B, rows, keys] of queries [B, rows, D] and keys [B, keys, D]."""
+    if softcap is None:
+        return torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scale)
+    scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale / softcap).tanh_().mul_(softcap)
+    return scores.add_(bias)
 
 
 def _grad_scores(
-    probabilities: torch.Tensor,
-    grad_probabilities: torch.Tensor,
-    capped: torch.Tensor | None,
-    *,
-    scale: float,
-    softcap: float | None,
+    probabilities: torch.Tensor, grad_probabilities: torch.Tensor, scores: torch.Tensor | None, *, softcap: float | None
 ) -> torch.Tensor:
-    """Return the gradient of the raw products q k, through softmax, cap and scale."""
-    grad = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype).mul_(scale)
+    """Return the gradient of the scaled products, through softmax and cap. `scores` are needed under a cap only."""
+    grad = torch._softmax_backward_data(grad_probabilities, probabilities, -1, probabilities.dtype)
     if softcap is not None:
-        assert capped is not None
+        assert scores is not None
         # d cap(s) / d s = 1 - (cap(s) / softcap)^2; where a score is blocked, its probability has made `grad` zero.
-        grad.mul_(1 - (capped.masked_fill(capped.isinf(), 0.0) / softcap) ** 2)
+        grad.mul_(1 - (scores.masked_fill(scores.isinf(), 0.0) / softcap) ** 2)
     return grad
 
 
-class _Heads:
-    """Moves between rows [.., heads, D] and batches of key heads [N x K, G x L, D]."""
+def _scaled_bmm(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return `scale * left @ right`, the scale applied before rounding."""
+    return torch.baddbmm(left.new_zeros(1), left, right, beta=0, alpha=scale)
 
-    def __init__(self, num_segments: int, num_key_heads: int) -> None:
-        self.num_segments = num_segments
-        self.num_key_heads = num_key_heads
 
-    def split(self, rows: torch.Tensor) -> torch.Tensor:
-        """Turn [N x L, H, D] into [N x K, G x L, D]: query heads that share a key head become rows."""
-        total, num_heads, size = rows.shape
-        length, group = total // self.num_segments, num_heads // self.num_key_heads
-        grouped = rows.view(self.num_segments, length, self.num_key_heads, group, size).permute(0, 2, 3, 1, 4)
-        return grouped.reshape(self.num_segments * self.num_key_heads, group * length, size)
+def attention_forward(
+    qkv: torch.Tensor, layout: DocumentLayout, heads: Heads, *, scale: float, window: int | None, softcap: float | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return [T, H, D] for packed rows [T, H + 2K, D], contiguous, and what `attention_backward` needs besides.
 
-    def join(self, batch: torch.Tensor, num_heads: int) -> torch.Tensor:
-        """Turn [N x K, G x L, D] back into [N x L, H, D]."""
-        _, rows, size = batch.shape
-        group = num_heads // self.num_key_heads
-        length = rows // group
-        grouped = batch.view(self.num_segments, self.num_key_heads, group, length, size).permute(0, 3, 1, 2, 4)
-        return grouped.reshape(self.num_segments * length, num_heads, size)
+    Kept are the probabilities of short segments, and output and log-sum-exp of long ones.
+    """
+    num_rows, _, size = qkv.shape
+    flat = qkv.view(-1, size)
+    out = qkv.new_empty(num_rows + 1, heads.num_queries, size)
+    kept = []
+    buckets, long = layout.plan(heads, window, qkv.dtype)
+    for bucket in buckets:
+        queries = flat.index_select(0, bucket.queries).view(bucket.batch, -1, size)
+        keys = flat.index_select(0, bucket.keys).view(bucket.batch, -1, size)
+        values = flat.index_select(0, bucket.keys + heads.num_keys).view(bucket.batch, -1, size)
+        scores = _scores(queries, keys, bucket.bias, scale=scale, softcap=softcap)
+        probabilities = torch.softmax(scores, -1)
+        out.view(-1, size).index_copy_(0, bucket.outputs, torch.bmm(probabilities, values).view(-1, size))
+        kept.append(probabilities)
+        if softcap is not None:
+            kept.append(scores)
+    for segment in long:
+        for block in _blocks(qkv, segment, heads, window):
+            scores = _scores(block.queries, block.keys, block.bias, scale=scale, softcap=softcap).float()
+            log_sum = torch.logsumexp(scores, dim=-1, keepdim=True)
+            probabilities = scores.sub_(log_sum).exp_().to(qkv.dtype)
+            out[block.rows] = _ungrouped(torch.bmm(probabilities, block.values), heads)
+            kept.append(log_sum)
+    return out[:num_rows], kept
 
-    def keys(self, rows: torch.Tensor, own: torch.Tensor, prefix: slice) -> torch.Tensor:
-        """Return prefix and own rows of [T, K, D] as [N x K, P + L, D]."""
-        size = rows.shape[-1]
-        gathered = rows.index_select(0, own).view(self.num_segments, -1, self.num_key_heads, size).transpose(1, 2)
-        shared = rows[prefix].transpose(0, 1).expand(self.num_segments, -1, -1, -1)
-        return torch.cat((shared, gathered), dim=2).flatten(0, 1)
+
+def attention_backward(
+    grad_out: torch.Tensor,
+    qkv: torch.Tensor,
+    kept: Sequence[torch.Tensor],
+    layout: DocumentLayout,
+    heads: Heads,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Return the gradient [T, H + 2K, D] of packed rows; what documents send to shared rows is summed in float32."""
+    num_rows, _, size = qkv.shape
+    flat, flat_grad_out = qkv.view(-1, size), grad_out.reshape(-1, size)
+    grad = qkv.new_zeros(num_rows + 1, heads.total, size)
+    flat_grad = grad.view(-1, size)
+    waiting = iter(kept)
+    shared: list[tuple[slice, torch.Tensor, torch.Tensor]] = []
+    buckets, long = layout.plan(heads, window, qkv.dtype)
+    for bucket in buckets:
+        probabilities = next(waiting)
+        scores = next(waiting) if softcap is not None else None
+        queries = flat.index_select(0, bucket.queries).view(bucket.batch, -1, size)
+        keys = flat.index_select(0, bucket.keys).view(bucket.batch, -1, size)
+        values = flat.index_select(0, bucket.keys + heads.num_keys).view(bucket.batch, -1, size)
+        # Padding reads some real row: its gradient must not count.
+        read = bucket.outputs.clamp_max(num_rows * heads.num_queries - 1)
+        grad_block = flat_grad_out.index_select(0, read).index_fill_(0, bucket.padding, 0.0)
+        grad_block = grad_block.view(bucket.batch, -1, size)
+        grad_values = torch.bmm(probabilities.transpose(1, 2), grad_block)
+        grad_scores = _grad_scores(
+            probabilities, torch.bmm(grad_block, values.transpose(1, 2)), scores, softcap=softcap
+        )
+        grad_queries = _scaled_bmm(grad_scores, keys, scale)
+        grad_keys = _scaled_bmm(grad_scores.transpose(1, 2), queries, scale)
+        # `outputs` counts rows of H heads, packed rows have `total`.
+        packed = bucket.outputs // heads.num_queries * heads.total + bucket.outputs % heads.num_queries
+        flat_grad.index_copy_(0, packed, grad_queries.view(-1, size))
+        own = slice(bucket.num_prefix, None)
+        flat_grad.index_copy_(0, bucket.own_keys, grad_keys[:, own].reshape(-1, size))
+        flat_grad.index_copy_(0, bucket.own_keys + heads.num_keys, grad_values[:, own].reshape(-1, size))
+        if bucket.num_prefix:
+            sums = [
+                part[:, : bucket.num_prefix].unflatten(0, (-1, heads.num_keys)).sum(0, dtype=torch.float32)
+                for part in (grad_keys, grad_values)
+            ]
+            shared.append((bucket.prefix, sums[0].transpose(0, 1), sums[1].transpose(0, 1)))
+    for segment in long:
+        shared.extend(
+            _long_backward(grad_out, qkv, grad, waiting, segment, heads, scale=scale, window=window, softcap=softcap)
+        )
+    first_key, first_value = heads.num_queries, heads.num_queries + heads.num_keys
+    for rows, grad_keys, grad_values in shared:
+        for first, part in ((first_key, grad_keys), (first_value, grad_values)):
+            target = grad[rows, first : first + heads.num_keys]
+            target.copy_(target.float().add_(part))
+    return grad[:num_rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """Some query rows of a long segment with all keys that they may see."""
+
+    rows: slice
+    visible: int
+    """Keys seen: the prefix and own rows up to the block's end."""
+    queries: torch.Tensor
+    """[K, G x rows, D]."""
+    keys: torch.Tensor
+    """[K, visible, D]."""
+    values: torch.Tensor
+    bias: torch.Tensor
+
+
+def _grouped(rows: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """Turn [L, H, D] into [K, G x L, D]."""
+    length, _, size = rows.shape
+    split = rows.unflatten(1, (heads.num_keys, heads.group)).permute(1, 2, 0, 3)
+    return split.reshape(heads.num_keys, heads.group * length, size)
+
+
+def _ungrouped(batch: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """Turn [K, G x L, D] back into [L, H, D]."""
+    size = batch.shape[-1]
+    return batch.view(heads.num_keys, heads.group, -1, size).permute(2, 0, 1, 3).reshape(-1, heads.num_queries, size)
+
+
+def _blocks(qkv: torch.Tensor, segment: Segment, heads: Heads, window: int | None) -> list[_Block]:
+    first_value = heads.num_queries + heads.num_keys
+    document = torch.cat((qkv[segment.prefix_start : segment.prefix_stop], qkv[segment.start : segment.stop]))
+    keys, values = document[:, heads.num_queries : first_value], document[:, first_value:]
+    blocks = []
+    for begin in range(0, segment.length, QUERY_BLOCK):
+        end = min(begin + QUERY_BLOCK, segment.length)
+        rows = slice(segment.start + begin, segment.start + end)
+        visible = segment.prefix_length + end
+        blocked = _blocked(end - begin, segment.prefix_length + begin, visible, window, device=qkv.device)
+        bias = torch.zeros(blocked.shape, dtype=qkv.dtype, device=qkv.device).masked_fill_(blocked, float("-inf"))
+        blocks.append(
+            _Block(
+                rows=rows,
+                visible=visible,
+                queries=_grouped(qkv[rows, : heads.num_queries], heads),
+                keys=keys[:visible].transpose(0, 1),
+                values=values[:visible].transpose(0, 1),
+                bias=bias.repeat(heads.group, 1),
+            )
+        )
+    return blocks
+
+
+def _long_backward(
+    grad_out: torch.Tensor,
+    qkv: torch.Tensor,
+    grad: torch.Tensor,
+    waiting: Iterator[torch.Tensor],
+    segment: Segment,
+    heads: Heads,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> list[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Write the gradient of a long segment's queries into `grad`; return (rows, keys, values) to add: prefix, own."""
+    size, device = qkv.shape[-1], qkv.device
+    total = segment.prefix_length + segment.length
+    grad_keys, grad_values = (
+        torch.zeros(heads.num_keys, total, size, dtype=torch.float32, device=device) for _ in range(2)
+    )
+    for block in _blocks(qkv, segment, heads, window):
+        scores = _scores(block.queries, block.keys, block.bias, scale=scale, softcap=softcap)
+        probabilities = (scores.float() - next(waiting)).exp_().to(qkv.dtype)
+        grad_block = _grouped(grad_out[block.rows], heads)
+        grad_values[:, : block.visible] += torch.bmm(probabilities.transpose(1, 2), grad_block)
+        grad_scores = _grad_scores(
+            probabilities, torch.bmm(grad_block, block.values.transpose(1, 2)), scores, softcap=softcap
+        )
+        grad[block.rows, : heads.num_queries] = _ungrouped(_scaled_bmm(grad_scores, block.keys, scale), heads)
+        grad_keys[:, : block.visible] += _scaled_bmm(grad_scores.transpose(1, 2), block.queries, scale)
+    keys, values = grad_keys.transpose(0, 1), grad_values.transpose(0, 1)
+    prefix = segment.prefix_length
+    out = [(slice(segment.start, segment.stop), keys[prefix:], values[prefix:])]
+    if prefix:
+        out.append((slice(segment.prefix_start, segment.prefix_stop), keys[:prefix], values[:prefix]))
+    return out
 
 
 class DocumentAttention(torch.autograd.Function):
-    """Attention of all documents of a flat batch at once: `apply(q, k, v, layout, scale, window, softcap)`.
+    """Attention of all documents of a flat batch at once: `apply(qkv, layout, heads, scale, window, softcap)`.
 
     One function for all: slicing documents out under autograd fills a tensor of zeros as large as the batch for each.
     """
@@ -205,157 +403,34 @@ class DocumentAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        qkv: torch.Tensor,
         layout: DocumentLayout,
+        heads: Heads,
         scale: float,
         window: int | None,
         softcap: float | None,
     ) -> torch.Tensor:
         """Return [T, H, D]."""
-        out, kept = attention_forward(q, k, v, layout, scale=scale, window=window, softcap=softcap)
-        ctx.save_for_backward(q, k, v, out, *kept)
-        ctx.layout, ctx.scale, ctx.window, ctx.softcap = layout, scale, window, softcap
+        out, kept = attention_forward(qkv, layout, heads, scale=scale, window=window, softcap=softcap)
+        ctx.save_for_backward(qkv, *kept)
+        ctx.layout, ctx.heads, ctx.scale, ctx.window, ctx.softcap = layout, heads, scale, window, softcap
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of q, k and v."""
-        q, k, v, out, *kept = ctx.saved_tensors
-        grads = attention_backward(
-            grad_outputs[0], q, k, v, out, kept, ctx.layout, scale=ctx.scale, window=ctx.window, softcap=ctx.softcap
+        """Return the gradient of the packed rows."""
+        qkv, *kept = ctx.saved_tensors
+        grad = attention_backward(
+            grad_outputs[0],
+            qkv,
+            kept,
+            ctx.layout,
+            ctx.heads,
+            scale=ctx.scale,
+            window=ctx.window,
+            softcap=ctx.softcap,
         )
-        return *grads, None, None, None, None
-
-
-def attention_forward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    layout: DocumentLayout,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return [T, H, D] for q [T, H, D] and k, v [T, K, D], and what `attention_backward` needs besides.
-
-    Kept are the probabilities of short segments, and the log-sum-exp of long ones.
-    """
-    num_key_heads = k.shape[1]
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    kept = []
-    buckets, long = layout.buckets(window)
-    for bucket in buckets:
-        heads = _Heads(bucket.num_segments, num_key_heads)
-        queries = heads.split(q.index_select(0, bucket.own))
-        keys = heads.keys(k, bucket.own, bucket.prefix)
-        scores = _scores(queries, keys, bucket.blocked, scale=scale, softcap=softcap)
-        probabilities = torch.softmax(scores, -1)
-        rows = heads.join(torch.bmm(probabilities, heads.keys(v, bucket.own, bucket.prefix)), q.shape[1])
-        out.index_copy_(0, bucket.real_rows, rows.index_select(0, bucket.real))
-        kept.append(probabilities)
-        if softcap is not None:
-            kept.append(scores)
-    for segment in long:
-        for queries, keys, values, blocked, rows in _blocks(q, k, v, segment, window):
-            scores = _scores(queries, keys, blocked, scale=scale, softcap=softcap).float()
-            log_sum = torch.logsumexp(scores, dim=-1, keepdim=True)
-            probabilities = scores.sub_(log_sum).exp_().to(q.dtype)
-            out[rows] = _Heads(1, num_key_heads).join(torch.bmm(probabilities, values), q.shape[1])
-            kept.append(log_sum)
-    return out, kept
-
-
-def _blocks(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segment: Segment, window: int | None
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, slice]]:
-    """Return (queries, keys, values, blocked, query rows) of each block of a long segment."""
-    heads = _Heads(1, k.shape[1])
-    prefix = slice(segment.prefix_start, segment.prefix_stop)
-    all_keys, all_values = (
-        torch.cat((rows[prefix], rows[segment.start : segment.stop])).transpose(0, 1) for rows in (k, v)
-    )
-    blocks = []
-    for begin in range(0, segment.length, QUERY_BLOCK):
-        end = min(begin + QUERY_BLOCK, segment.length)
-        rows = slice(segment.start + begin, segment.start + end)
-        visible = segment.prefix_length + end
-        blocked = _blocked(end - begin, segment.prefix_length + begin, visible, window, device=q.device)
-        blocks.append((heads.split(q[rows]), all_keys[:, :visible], all_values[:, :visible], blocked, rows))
-    return blocks
-
-
-def attention_backward(
-    grad_out: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    kept: Sequence[torch.Tensor],
-    layout: DocumentLayout,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the gradients of q, k and v in their dtype; what documents send to shared rows is summed in float32."""
-    num_key_heads = k.shape[1]
-    grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    grad_k = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
-    grad_v = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
-    waiting = iter(kept)
-    buckets, long = layout.buckets(window)
-    for bucket in buckets:
-        heads = _Heads(bucket.num_segments, num_key_heads)
-        probabilities = next(waiting)
-        capped = next(waiting) if softcap is not None else None
-        grad_rows = grad_out.index_select(0, bucket.own)
-        grad_block = heads.split(grad_rows.index_fill_(0, bucket.padding, 0.0))
-        grad_values = torch.bmm(probabilities.transpose(1, 2), grad_block)
-        values = heads.keys(v, bucket.own, bucket.prefix)
-        grad_scores = _grad_scores(
-            probabilities, torch.bmm(grad_block, values.transpose(1, 2)), capped, scale=scale, softcap=softcap
-        )
-        rows = heads.join(torch.bmm(grad_scores, heads.keys(k, bucket.own, bucket.prefix)), q.shape[1])
-        grad_q.index_copy_(0, bucket.real_rows, rows.index_select(0, bucket.real))
-        grad_keys = torch.bmm(grad_scores.transpose(1, 2), heads.split(q.index_select(0, bucket.own)))
-        for total, part in ((grad_k, grad_keys), (grad_v, grad_values)):
-            _add_bucket(total, part, bucket, num_key_heads)
-    for segment in long:
-        for queries, keys, values, blocked, rows in _blocks(q, k, v, segment, window):
-            scores = _scores(queries, keys, blocked, scale=scale, softcap=softcap)
-            probabilities = (scores.float() - next(waiting)).exp_().to(q.dtype)
-            grad_block = _Heads(1, num_key_heads).split(grad_out[rows])
-            grad_values = torch.bmm(probabilities.transpose(1, 2), grad_block)
-            grad_scores = _grad_scores(
-                probabilities, torch.bmm(grad_block, values.transpose(1, 2)), scores, scale=scale, softcap=softcap
-            )
-            grad_q[rows] = _Heads(1, num_key_heads).join(torch.bmm(grad_scores, keys), q.shape[1])
-            grad_keys = torch.bmm(grad_scores.transpose(1, 2), queries)
-            for total, part in ((grad_k, grad_keys), (grad_v, grad_values)):
-                _add_rows(total, part.transpose(0, 1), segment)
-    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
-
-
-def _add_bucket(total: torch.Tensor, part: torch.Tensor, bucket: Bucket, num_key_heads: int) -> None:
-    """Add [N x K, P + L, D] to the rows that `_Heads.keys` took."""
-    num_prefix = bucket.prefix.stop - bucket.prefix.start
-    by_segment = part.view(bucket.num_segments, num_key_heads, *part.shape[1:])
-    if num_prefix:
-        total[bucket.prefix] += by_segment[:, :, :num_prefix].sum(0, dtype=torch.float32).transpose(0, 1)
-    own = by_segment[:, :, num_prefix:].transpose(1, 2).reshape(-1, num_key_heads, part.shape[-1])
-    # Padding positions repeat a real row, and their gradient is zero.
-    total.index_add_(0, bucket.real_rows, own.index_select(0, bucket.real).float())
-
-
-def _add_rows(total: torch.Tensor, part: torch.Tensor, segment: Segment) -> None:
-    """Add [P + visible own rows, K, D] to the rows of a long segment and of its prefix."""
-    num_prefix = segment.prefix_length
-    if num_prefix:
-        total[segment.prefix_start : segment.prefix_stop] += part[:num_prefix]
-    total[segment.start : segment.start + part.shape[0] - num_prefix] += part[num_prefix:]
+        return grad, None, None, None, None, None
 
 
 def document_attention(
@@ -368,11 +443,13 @@ def document_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """Return [T, H, D]: causal attention inside each document of a flat batch, differentiable once.
+    """Return [T, H, D] for q [T, H, D] and k, v [T, K, D]: causal attention inside each document, differentiable once.
 
     `window` is the number of positions that a query sees, itself included (transformers' `sliding_window`).
     """
-    result = DocumentAttention.apply(q, k, v, layout, scale, window, softcap)  # type: ignore[no-untyped-call]
+    heads = Heads(num_queries=q.shape[1], num_keys=k.shape[1])
+    qkv = torch.cat((q, k, v), dim=1)
+    result = DocumentAttention.apply(qkv, layout, heads, scale, window, softcap)  # type: ignore[no-untyped-call]
     assert isinstance(result, torch.Tensor)
     return result
 
@@ -401,6 +478,8 @@ def _interface(
 
     Raises `TrainingError` for anything that this function would otherwise ignore silently: a mask, dropout, sinks.
     """
+    if value.shape[-1] != key.shape[-1]:
+        raise TrainingError(f"{type(module).__name__} has values of another head size than its keys")
     strange = sorted(name for name, given in unknown.items() if given is not None and name not in IGNORABLE)
     if document_layout is None or attention_mask is not None or dropout or strange or query.shape[0] != 1:
         raise TrainingError(

@@ -28,7 +28,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 COPIED_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md")
-"""What a model folder gives: no pickles (`.bin` and `.pt` can run code when loaded), no other formats of the weights."""
+"""What a model folder gives: no pickles (`.bin`, `.pt` can run code when loaded), no other formats of the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

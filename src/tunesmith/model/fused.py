@@ -21,7 +21,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 
-from tunesmith.model.attention import DocumentLayout, attention_backward, attention_forward
+from tunesmith.model.attention import DocumentLayout, Heads, attention_backward, attention_forward
 from tunesmith.model.folded import FoldedLinear
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -89,6 +89,7 @@ class AttentionHalf:
         self.head_size = int(attention.head_dim)  # type: ignore[arg-type]
         self.num_heads = self.qkv.sizes[0] // self.head_size
         self.num_key_heads = self.qkv.sizes[1] // self.head_size
+        self.heads = Heads(num_queries=self.num_heads, num_keys=self.num_key_heads)
         self.scale = float(attention.scaling)  # type: ignore[arg-type]
         # Mistral keeps its window in the config, Qwen in each layer, Llama has none.
         holder = attention.config if attention.config.model_type == "mistral" else attention  # type: ignore[union-attr]
@@ -114,8 +115,9 @@ class AttentionHalf:
                 head_inverse = rms_norm_(qkv[:, part], norm.weight, norm.variance_epsilon, out=qkv[:, part])
                 raw.append(head_inverse)
         rotate_(qkv[:, : self.num_heads + self.num_key_heads], rows.cos, rows.sin)
-        q, k, v = torch.split(qkv, [self.num_heads, self.num_key_heads, self.num_key_heads], dim=1)
-        mixed, kept = attention_forward(q, k, v, rows.layout, scale=self.scale, window=self.window, softcap=None)
+        mixed, kept = attention_forward(
+            qkv, rows.layout, self.heads, scale=self.scale, window=self.window, softcap=None
+        )
         wide_mixed = self.output.wide_input(num_rows)
         wide_mixed[:, : self.output.num_inputs] = mixed.flatten(1)
         out = self.output.forward(wide_mixed).add_(x)
@@ -140,25 +142,21 @@ class AttentionHalf:
         grad_mixed = self.output.backward(wide_grad, needs_input=True)
         assert grad_mixed is not None
         output_grads = self.output.gradients(wide_mixed, wide_grad)
-        heads = (num_rows, self.num_heads, self.head_size)
-        q, k, v = torch.split(qkv, [self.num_heads, self.num_key_heads, self.num_key_heads], dim=1)
-        grad_q, grad_k, grad_v = attention_backward(
-            grad_mixed.view(heads),
-            q,
-            k,
-            v,
-            torch.unflatten(wide_mixed[:, : self.output.num_inputs], 1, heads[1:]),
+        grad_packed = attention_backward(
+            grad_mixed.view(num_rows, self.num_heads, self.head_size),
+            qkv,
             kept,
             rows.layout,
+            self.heads,
             scale=self.scale,
             window=self.window,
             softcap=None,
         )
         wide_qkv_grad = self.qkv.wide_output(num_rows)
         grad_qkv = torch.unflatten(wide_qkv_grad[:, : self.qkv.num_outputs], 1, (-1, self.head_size))
-        grad_qkv[:, : self.num_heads] = rotate_back_(grad_q, rows.cos, rows.sin)
-        grad_qkv[:, self.num_heads : self.num_heads + self.num_key_heads] = rotate_back_(grad_k, rows.cos, rows.sin)
-        grad_qkv[:, self.num_heads + self.num_key_heads :] = grad_v
+        turned = self.num_heads + self.num_key_heads
+        grad_qkv[:, :turned] = rotate_back_(grad_packed[:, :turned], rows.cos, rows.sin)
+        grad_qkv[:, turned:] = grad_packed[:, turned:]
         if self.head_norms:
             before, *inverses = raw
             for (norm, part), head_inverse in zip(self._head_parts(), inverses, strict=True):

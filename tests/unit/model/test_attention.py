@@ -5,7 +5,7 @@ import torch
 
 from tunesmith.errors import TrainingError
 from tunesmith.model import attention
-from tunesmith.model.attention import DocumentLayout, Segment, document_attention
+from tunesmith.model.attention import DocumentLayout, Heads, Segment, document_attention
 
 HEADS, KEY_HEADS, SIZE = 6, 2, 8
 
@@ -93,9 +93,10 @@ def test_every_row_is_computed_once_whatever_the_lengths():
     for lengths in itertools.product([1, 2, 7, 30], repeat=3):
         stops = list(itertools.accumulate(lengths))
         segments = [Segment(start=stop - length, stop=stop) for stop, length in zip(stops, lengths, strict=True)]
-        buckets, long = DocumentLayout(segments).buckets(None)
-        written = sorted(row for bucket in buckets for row in bucket.real_rows.tolist())
-        assert written == list(range(stops[-1]))
+        heads = Heads(num_queries=HEADS, num_keys=KEY_HEADS)
+        buckets, long = DocumentLayout(segments).plan(heads, None, torch.float32)
+        written = sorted(index for bucket in buckets for index in bucket.outputs.tolist() if index < stops[-1] * HEADS)
+        assert written == list(range(stops[-1] * HEADS))
         assert not long
 
 
