@@ -230,7 +230,11 @@ class Contract:
             return messages
         if messages[0].role in ("system", "developer"):
             return messages if rule.text is not None and messages[0].content == rule.text else None
-        return messages if rule.text is None else (Message(role="system", content=rule.text), *messages)
+        return messages if self._system_message is None else (self._system_message, *messages)
+
+    @cached_property
+    def _system_message(self) -> Message | None:
+        return None if self.system is None else Message(role="system", content=self.system)
 
     @cached_property
     def _skeletons(self) -> Skeletons:

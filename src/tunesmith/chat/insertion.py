@@ -4,11 +4,11 @@ What lives here: a walk over a template's syntax tree that follows what messages
 (`skeleton`).
 
 Where it holds, the rendering of two conversations with the same roles differs only in what is written at the places of
-their contents, as long as each content is plain: not empty, without whitespace at either end, and without any of the
-strings that the template looks for. Content may also be written as JSON, which is seen when the template runs with a
-quotation mark in it. Then the template runs once per sequence of roles instead of once per row.
+their contents, as long as each content is plain: not empty, without any of the strings that the template looks for,
+and without whitespace at either end where the template strips. Content may also be written as JSON, which is seen when
+the template runs with a quotation mark in it. Then the template runs once per sequence of roles instead of once a row.
 
-    find_insertion(ChatTemplate("{{ '<|user|>' + m.content | trim }}"))    -> Insertion(sought=frozenset())
+    find_insertion(ChatTemplate("{{ '<|user|>' + m.content | trim }}"))    -> Insertion(sought=frozenset(), strips=True)
     find_insertion(ChatTemplate("{{ m.content | length }}"))               -> None
 """
 
@@ -34,6 +34,8 @@ class Insertion:
 
     sought: frozenset[str]
     """Strings that it looks for in contents: a content with one of them is not plain."""
+    strips: bool
+    """Whether it strips contents: then one with whitespace at either end is not plain."""
 
 
 _OPAQUE = (
@@ -78,6 +80,7 @@ class _Walk:
         self._joined: set[str] = set()
         """Variables that may hold content within other text."""
         self._sought: set[str] = set()
+        self._strips = False
 
     def run(self) -> Insertion:
         if any(True for _ in self._tree.find_all(_OPAQUE)):
@@ -89,7 +92,7 @@ class _Walk:
             for loop in self._tree.find_all(nodes.For):
                 self._note_loop(loop)
         self._visit(self._tree)
-        return Insertion(sought=frozenset(self._sought))
+        return Insertion(sought=frozenset(self._sought), strips=self._strips)
 
     def _note(self, target: nodes.Node, value: nodes.Node) -> None:
         name = target.name if isinstance(target, nodes.Name) else None
@@ -305,6 +308,7 @@ class _Walk:
             if method.attr in _STRIPS:
                 if any(text.strip() for text in texts):
                     raise _Uses
+                self._strips = True
             elif method.attr in _LOOKS or (method.attr == "split" and texts):
                 for text in texts:
                     self._seek(text, method.node)
@@ -324,6 +328,8 @@ class _Walk:
             raise _Uses
         if self._is_said(node.node) and (node.name not in ("trim", "tojson") or node.args or node.kwargs):
             raise _Uses
+        if self._is_said(node.node) and node.name == "trim":
+            self._strips = True
         if self._is_list(node.node):
             if node.name not in _WHOLE_LIST_FILTERS:
                 raise _Uses

@@ -23,6 +23,7 @@ from tunesmith.chat.mask import Reasoning, Trained, TrainOn, Turn, group_turns, 
 from tunesmith.chat.refusal import Refused
 from tunesmith.chat.render import Renderer, require_tokenizer
 from tunesmith.chat.tokenizer import Tokenizer
+from tunesmith.chat.words import Words
 from tunesmith.types import JSON, Message
 
 Shape = tuple[tuple[str, bool, bool | None], ...]
@@ -69,7 +70,9 @@ class Skeletons:
     reasoning: Reasoning
     _programs: dict[Shape, Program | None] = field(default_factory=dict)
     _segments: dict[str, list[int]] = field(default_factory=dict)
+    _words: Words | None = None
     _sought: re.Pattern[str] | None = None
+    _strips: bool = True
     _usable: bool | None = None
 
     def encode(self, rows: Sequence[Sequence[Message]]) -> list[list[tuple[list[int], list[float]]] | None]:
@@ -100,7 +103,9 @@ class Skeletons:
             return False
         sought = self._sought
         for text in (content,) if thought is None else (content, thought):
-            if not text or text[0].isspace() or text[-1].isspace() or (sought is not None and sought.search(text)):
+            if not text or (self._strips and (text[0].isspace() or text[-1].isspace())):
+                return False
+            if sought is not None and sought.search(text):
                 return False
         return thought is None or self.reasoning is Reasoning.TRAIN
 
@@ -112,6 +117,7 @@ class Skeletons:
             tokenizer = self.renderer.tokenizer
             self._usable = insertion is not None and tokenizer is not None and isolates_segments(tokenizer)
             if insertion is not None:
+                self._strips = insertion.strips or self.reasoning is not Reasoning.TRAIN
                 strings = [*insertion.sought, *(["</think>"] if self.reasoning is not Reasoning.TRAIN else [])]
                 self._sought = re.compile("|".join(map(re.escape, sorted(strings)))) if strings else None
         return self._usable
@@ -122,8 +128,9 @@ class Skeletons:
             return
         if len(self._segments) + len(missing) > MAX_SEGMENTS:
             self._segments = {text: self._segments[text] for text in texts if text in self._segments}
-        tokenizer = require_tokenizer(self.renderer)
-        self._segments.update(zip(missing, tokenizer.encode_batch(missing), strict=True))
+        if self._words is None:
+            self._words = Words(require_tokenizer(self.renderer))
+        self._segments.update(zip(missing, self._words.encode(missing), strict=True))
 
     def _compile(self, shape: Shape) -> Program | None:
         """Make the program of a shape from a conversation of sentinels, or `None` where it has none."""
