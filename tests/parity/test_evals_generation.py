@@ -59,10 +59,13 @@ prompts_of_any_kind = st.lists(st.lists(st.integers(3, 96), min_size=1, max_size
     prompts=prompts_of_any_kind,
     prefix=st.lists(st.integers(3, 96), max_size=12),
     batch_tokens=st.sampled_from([1, 90, 4000]),
+    engine=st.sampled_from(["flat", "padded"]),
 )
-def test_greedy_answers_equal_those_of_transformers_token_by_token(tiny, prompts, prefix, batch_tokens):
+def test_greedy_answers_equal_those_of_transformers_token_by_token(tiny, prompts, prefix, batch_tokens, engine):
     prompts = [prefix + prompt for prompt in prompts]
-    completions = generate(tiny, prompts, stop_ids=(STOP,), max_new_tokens=12, batch_tokens=batch_tokens)
+    completions = generate(
+        tiny, prompts, stop_ids=(STOP,), max_new_tokens=12, batch_tokens=batch_tokens, engine=engine
+    )
     for prompt, completion in zip(prompts, completions, strict=True):
         ids, stopped = transformers_greedy(tiny, prompt, 12)
         assert completion.ids == ids

@@ -1,34 +1,60 @@
 """Generate answers for many prompts at once.
 
-What lives here: batching, stop tokens, sampling, and the removal of finished rows. What does not: rendering prompts
-(`chat.contract`), parsing answers (`evals`), the network.
+What lives here: the one entry point, stop tokens, sampling, and the choice between two engines. What does not:
+rendering prompts (`chat.contract`), parsing answers (`evals`), the network.
 
     completions = generate(model, [[1, 7, 9], [1, 7, 4, 2]], stop_ids=(2,), max_new_tokens=32)
 
-Greedy answers in float32 equal `model.generate` of transformers token by token (`tests/parity`). Rows are sorted by
-length, the prefix that all rows of a batch share is computed once, and a finished row leaves its batch at once.
-Sampling draws from one random stream per row, seeded by the seed and the prompt itself, so that an answer does not
-depend on which rows shared its batch, nor on what was already cached.
+- `flat` runs Llama-shaped models on the CPU without padding, and refills its batch as rows end (`model.decoder`,
+  `model.continuous`). Before it is used, its logits are compared with those of the model itself.
+- `padded` runs any causal model of transformers, on any device: rows sorted by length, finished rows removed.
+
+Both compute what all prompts begin with once. Greedy answers in float32 equal `model.generate` of transformers token by
+token (`tests/parity`). Sampling draws from one random stream per row, seeded by the seed and the prompt itself, so that
+an answer does not depend on which rows shared its batch, nor on what was already cached.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from tunesmith.errors import DataError
+from tunesmith.model.continuous import run_continuous
+from tunesmith.model.decoder import Decoder, unsupported
 from tunesmith.types import Completion, FinishReason, canonical_json, sha256_hex
 
 BATCH_TOKENS = 8192
 """Default bound on rows x (longest prompt + new tokens) of one batch: the size of its key-value cache."""
+CHECK_TOKENS = 16
+"""Tokens of the first prompt on which the flat engine must agree with the model."""
 
 GenerateProgress = Callable[[int, int], None]
 """`progress(finished rows, all rows)`."""
+
+
+Engine = Literal["flat", "padded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """Which engine answers, and why."""
+
+    engine: Engine
+    reason: str
+
+
+def choose_engine(model: torch.nn.Module) -> EngineChoice:
+    """Return the engine that `generate` takes for this model."""
+    reason = unsupported(model)
+    if reason is not None:
+        return EngineChoice(engine="padded", reason=reason)
+    return EngineChoice(engine="flat", reason="a Llama-shaped model on the CPU")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,14 +63,23 @@ class _Row:
 
     index: int
     prompt: tuple[int, ...]
-    started: float
+    started: float = 0.0
     new_ids: list[int] = field(default_factory=list)
     random: torch.Generator | None = None
+    stopped: bool = False
 
-    def finish(self, reason: FinishReason) -> Completion:
+    def accept(self, token: int, *, stop_ids: frozenset[int], max_new_tokens: int) -> bool:
+        """Take the next token; whether the row goes on."""
+        if token in stop_ids:
+            self.stopped = True
+            return False
+        self.new_ids.append(token)
+        return len(self.new_ids) < max_new_tokens
+
+    def completion(self) -> Completion:
         return Completion(
             ids=tuple(self.new_ids),
-            finish_reason=reason,
+            finish_reason=FinishReason.STOP if self.stopped else FinishReason.LENGTH,
             prompt_tokens=len(self.prompt),
             seconds=time.perf_counter() - self.started,
         )
@@ -60,41 +95,98 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
+    engine: Engine | None = None,
     progress: GenerateProgress | None = None,
 ) -> list[Completion]:
     """Return one completion for each prompt, in order; the stop token is not part of an answer.
 
-    `temperature` 0 is greedy. `Completion.seconds` is the wall time from the start of the row's batch to its last
-    token. Raises `DataError` for an empty prompt, or one that does not fit the model's context with `max_new_tokens`.
+    `temperature` 0 is greedy. `Completion.seconds` is the wall time from the row's first computation to its last
+    token. `engine` names one; by default `choose_engine` does. Raises `DataError` for an empty prompt, or one that does
+    not fit the model's context with `max_new_tokens`.
     """
     check_prompts(model, prompts, max_new_tokens=max_new_tokens)
     assert temperature >= 0, temperature
     assert 0 < top_p <= 1, top_p
-    streams = _stream_seeds(prompts, seed) if temperature > 0 else []
+    assert max_new_tokens > 0, max_new_tokens
+    if not prompts:
+        return []
+    rows = [_Row(index=index, prompt=tuple(prompt)) for index, prompt in enumerate(prompts)]
+    if temperature > 0:
+        for row, stream_seed in zip(rows, _stream_seeds(prompts, seed), strict=True):
+            row.random = torch.Generator().manual_seed(stream_seed)
+    run = _run_flat if (engine or choose_engine(model).engine) == "flat" else _run_padded
     done: dict[int, Completion] = {}
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for batch in _batches(prompts, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens):
-                rows = [_Row(index=i, prompt=tuple(prompts[i]), started=time.perf_counter()) for i in batch]
-                if temperature > 0:
-                    for row in rows:
-                        row.random = torch.Generator().manual_seed(streams[row.index])
-                for index, completion in _run_batch(
-                    model,
-                    rows,
-                    stop_ids=frozenset(stop_ids),
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    top_p=top_p,
-                ):
-                    done[index] = completion
-                    if progress is not None:
-                        progress(len(done), len(prompts))
+            for row in run(
+                model,
+                rows,
+                stop_ids=frozenset(stop_ids),
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                batch_tokens=batch_tokens,
+            ):
+                done[row.index] = row.completion()
+                if progress is not None:
+                    progress(len(done), len(prompts))
     finally:
         model.train(was_training)
     return [done[index] for index in range(len(prompts))]
+
+
+def _run_flat(
+    model: torch.nn.Module,
+    rows: list[_Row],
+    *,
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    batch_tokens: int,
+) -> Iterator[_Row]:
+    """Answer with `model.decoder`, after checking it against the model itself."""
+    prompts = [row.prompt for row in rows]
+    decoder = Decoder(model, max_positions=max(map(len, prompts)) + max_new_tokens)
+    check_decoder(decoder, model, prompts[0])
+
+    def choose_tokens(logits: torch.Tensor, indices: Sequence[int]) -> list[int]:
+        return choose(logits, [rows[index].random for index in indices], temperature=temperature, top_p=top_p)
+
+    def admit(indices: Sequence[int]) -> None:
+        now = time.perf_counter()
+        for index in indices:
+            rows[index].started = now
+
+    ended = run_continuous(
+        decoder,
+        prompts,
+        prefix_length=shared_prefix_length(prompts),
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        choose=choose_tokens,
+        accept=lambda index, token: rows[index].accept(token, stop_ids=stop_ids, max_new_tokens=max_new_tokens),
+        admit=admit,
+    )
+    for index in ended:
+        yield rows[index]
+
+
+def check_decoder(decoder: Decoder, model: torch.nn.Module, prompt: Sequence[int]) -> None:
+    """Raise `AssertionError` where the decoder's logits after a few tokens are not those of the model.
+
+    It costs one short forward and catches what no test can: a model file whose code differs from the architecture that
+    its name promises, or a new version of transformers.
+    """
+    ids = list(prompt[:CHECK_TOKENS])
+    _, hidden = decoder.prefill([ids], None)
+    ours = decoder.head(hidden)[0].float()
+    theirs = model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1].float()
+    gap, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
+    tolerance = 1e-3 if decoder.dtype == torch.float32 else 0.1
+    assert gap <= tolerance * scale, f"the flat decoder is off by {gap:.3g} where logits reach {scale:.3g}"
 
 
 def check_prompts(model: torch.nn.Module, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> None:
@@ -164,6 +256,32 @@ def shared_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
     return min(length, min(len(prompt) for prompt in prompts) - 1)
 
 
+def _run_padded(
+    model: torch.nn.Module,
+    rows: list[_Row],
+    *,
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    batch_tokens: int,
+) -> Iterator[_Row]:
+    """Answer batch after batch with the model's own forward."""
+    prompts = [row.prompt for row in rows]
+    for batch in _batches(prompts, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens):
+        now = time.perf_counter()
+        for index in batch:
+            rows[index].started = now
+        yield from _run_batch(
+            model,
+            [rows[index] for index in batch],
+            stop_ids=stop_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+
+
 def _run_batch(
     model: torch.nn.Module,
     rows: list[_Row],
@@ -172,7 +290,7 @@ def _run_batch(
     max_new_tokens: int,
     temperature: float,
     top_p: float,
-) -> list[tuple[int, Completion]]:
+) -> Iterator[_Row]:
     """Answer one batch. Layout of the cache: [shared prefix][left padding][own suffix][new tokens]."""
     from transformers import DynamicCache
 
@@ -189,7 +307,6 @@ def _run_batch(
     own = torch.tensor([[0] * (width - len(suffix)) + [1] * len(suffix) for suffix in suffixes], device=device)
     mask = torch.cat([own.new_ones(len(rows), prefix_len), own], dim=1)
     positions = (mask.cumsum(1) - 1).clamp_(min=0)[:, prefix_len:]
-    done: list[tuple[int, Completion]] = []
     while True:
         output = model(
             input_ids=ids,
@@ -202,16 +319,12 @@ def _run_batch(
         chosen = choose(output.logits[:, -1], [row.random for row in rows], temperature=temperature, top_p=top_p)
         keep = []
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
-            if token in stop_ids:
-                done.append((row.index, row.finish(FinishReason.STOP)))
-                continue
-            row.new_ids.append(token)
-            if len(row.new_ids) == max_new_tokens:
-                done.append((row.index, row.finish(FinishReason.LENGTH)))
-            else:
+            if row.accept(token, stop_ids=stop_ids, max_new_tokens=max_new_tokens):
                 keep.append(place)
+            else:
+                yield row
         if not keep:
-            return done
+            return
         if len(keep) < len(rows):
             kept = torch.tensor(keep, device=device)
             cache.batch_select_indices(kept)
