@@ -211,6 +211,9 @@ class Answerer:
         if job.schema is not None and not parsed.tool_calls:
             verdict = job.schema.check(content)
             parse_ok, schema_ok, errors = verdict.parses, verdict.adheres, verdict.errors
+            if attempt.finish.reason is FinishReason.LENGTH:
+                # As in evaluation: an answer adheres only where it ended by itself
+                schema_ok, errors = False, (*errors, "the answer was cut at its token limit")
             if not schema_ok and "schema" in self._policy.output:
                 failed.append("schema")
         if stream.forbidden_hit is not None:

@@ -170,13 +170,13 @@ class ScriptedEngine:
             emit(self._say(request, emit, cancelled))
 
     def _say(self, request: GenerationRequest, emit: Emit, cancelled: threading.Event) -> Finished:
-        for count, token in enumerate(self._answer(request.prompt)):
+        for count, token in enumerate(self._answer(request.prompt), start=1):
             self.gate.wait()
             if cancelled.is_set():
                 return Finished(reason=FinishReason.ERROR, error="cancelled")
             if token in request.stop_ids:
                 return Finished(reason=FinishReason.STOP)
+            emit(NewTokens(ids=(int(token),)))
             if count == request.max_new_tokens:
                 return Finished(reason=FinishReason.LENGTH)
-            emit(NewTokens(ids=(int(token),)))
         return Finished(reason=FinishReason.LENGTH)

@@ -79,6 +79,13 @@ def test_an_answer_cut_by_max_tokens_says_length_and_is_no_valid_json(serve):
     assert body["tunesmith"]["deviation"] == {"max_tokens": {"contract": 48, "request": 5}}
 
 
+def test_valid_json_that_was_cut_does_not_count_as_valid(serve):
+    running = serve()
+    verdict = running.ask(max_tokens=len(GOOD)).json()["tunesmith"]
+    assert (verdict["parse_ok"], verdict["schema_ok"]) == (True, False)
+    assert "cut" in verdict["errors"][-1]
+
+
 def test_a_stop_string_ends_the_answer_before_itself(serve):
     running = serve()
     for chunks in (running.stream(stop=["needs"])[0],):
