@@ -6,6 +6,7 @@ What lives here: four drawings that reports share. What does not: what the figur
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_METADATA = re.compile(r"\s*<metadata>.*?</metadata>", re.DOTALL)
 BLUE, ORANGE, GREY, RED = "#20639b", "#d1772a", "#9aa5b1", "#b3261e"
 
 
@@ -113,5 +115,6 @@ def _svg(draw: Callable[[Axes], None], *, width: float, height: float) -> str:
         draw(figure.add_subplot())
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None})
+    # The prolog and the RDF block name hosts; nothing in a self-contained page does.
     text = out.getvalue()
-    return text[text.index("<svg") :]
+    return _METADATA.sub("", text[text.index("<svg") :])
