@@ -129,6 +129,17 @@ class Gate:
             has_tools=bool(self._contract.tools_of(conversation)),
         )
 
+    def render(self, request: ChatRequest) -> tuple[int, ...]:
+        """Return the prompt ids of a request, whatever their number. Raises `RequestError`."""
+        return self._rendered(self._conversation(request))
+
+    def _rendered(self, conversation: Conversation) -> tuple[int, ...]:
+        try:
+            return self.prompt_ids(conversation)
+        except ContractError as error:
+            detail = f": {error.found}" if error.found else ""
+            raise RequestError(400, f"{error.what}{detail}", code="cannot_render", param="messages") from error
+
     def _conversation(self, request: ChatRequest) -> Conversation:
         """Return the conversation with its tools. Raises `RequestError` 422 for a system prompt or tools of its own."""
         contract, messages = self._contract, request.conversation.messages
@@ -166,11 +177,7 @@ class Gate:
                 code="invalid_value",
                 param="max_tokens",
             )
-        try:
-            ids = self.prompt_ids(conversation)
-        except ContractError as error:
-            detail = f": {error.found}" if error.found else ""
-            raise RequestError(400, f"{error.what}{detail}", code="cannot_render", param="messages") from error
+        ids = self._rendered(conversation)
         context = self._engine.context_length
         room = (
             self._limits.max_prompt_tokens

@@ -2,6 +2,7 @@
 
     GET  /v1/models             the adapter (default) and its base
     POST /v1/chat/completions   with `stream`, `stream_options.include_usage`, `response_format`, `store`, `metadata`
+    POST /tokenize              the ids that a request's messages become, as vLLM
     POST /v1/feedback           {completion_id, rating, comment, correction, tags}
     GET  /health                what was proved at start, and whether anything is wrong now
     GET  /metrics               Prometheus
@@ -166,6 +167,12 @@ def create_app(server: Server) -> FastAPI:
         _authorise(server, request)
         return await _complete(server, state["answerer"], request)
 
+    @app.post("/tokenize")
+    async def tokenize(request: Request) -> JSONResponse:
+        _authorise(server, request)
+        ids = await run_in_threadpool(server.gate.render, read_request(await _body(request)))
+        return JSONResponse({"tokens": list(ids), "count": len(ids), "max_model_len": server.engine.context_length})
+
     @app.post("/v1/feedback")
     async def feedback(request: Request) -> JSONResponse:
         _authorise(server, request)
@@ -196,20 +203,30 @@ async def _complete(server: Server, answerer: Answerer, request: Request) -> Res
         await run_in_threadpool(server.recorder.refused, read, error)
         raise
     headers = {CONTRACT_HEADER: server.bundle.contract.sha256}
-    if job.request.stream:
-        body = _events(server, answerer, job)
-        return StreamingResponse(body, media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"})
+    pieces = answerer.run(job, disconnected=request.is_disconnected)
     answer: Answer | None = None
     try:
-        async with aclosing(answerer.run(job, disconnected=request.is_disconnected)) as pieces:
+        # A stream waits for its first piece, so that a refusal still has a status of its own
+        first = await anext(pieces)
+        if job.request.stream:
+            body = _events(server, answerer, job, first=first, rest=pieces)
+            return StreamingResponse(
+                body, media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"}
+            )
+        async with aclosing(pieces):
+            answer = first if isinstance(first, Answer) else None
             async for piece in pieces:
                 if isinstance(piece, Answer):
                     answer = piece
     except RequestError as error:
-        await run_in_threadpool(server.recorder.failed, job, status=error.status, code=error.code, streamed=False)
+        await run_in_threadpool(
+            server.recorder.failed, job, status=error.status, code=error.code, streamed=job.request.stream
+        )
         raise
     except ClientGone:
-        await run_in_threadpool(server.recorder.failed, job, status=CLIENT_GONE, code="client_gone", streamed=False)
+        await run_in_threadpool(
+            server.recorder.failed, job, status=CLIENT_GONE, code="client_gone", streamed=job.request.stream
+        )
         return Response(status_code=CLIENT_GONE)
     assert answer is not None
     flags = await run_in_threadpool(server.recorder.answered, job, answer, streamed=False)
@@ -230,7 +247,9 @@ async def _complete(server: Server, answerer: Answerer, request: Request) -> Res
     )
 
 
-async def _events(server: Server, answerer: Answerer, job: Job) -> AsyncGenerator[str, None]:
+async def _events(
+    server: Server, answerer: Answerer, job: Job, *, first: str | Answer, rest: AsyncGenerator[str | Answer, None]
+) -> AsyncGenerator[str, None]:
     """Yield the server-sent events of a streamed answer; whatever ends it, a trace is written."""
     common: dict[str, Any] = {
         "trace_id": job.id,
@@ -239,13 +258,15 @@ async def _events(server: Server, answerer: Answerer, job: Job) -> AsyncGenerato
         "fingerprint": server.bundle.fingerprint,
     }
     live = answerer.streams_live(job)
-    answer: Answer | None = None
+    answer = first if isinstance(first, Answer) else None
     failure = (500, "internal_error")
     recorded = False
     try:
         yield _event(chunk_body(**common, delta={"role": "assistant", "content": "", "refusal": None}))
-        async with aclosing(answerer.run(job)) as pieces:
-            async for piece in pieces:
+        async with aclosing(rest):
+            if isinstance(first, str):
+                yield _event(chunk_body(**common, delta={"content": first}))
+            async for piece in rest:
                 if isinstance(piece, Answer):
                     answer = piece
                 else:
@@ -264,6 +285,8 @@ async def _events(server: Server, answerer: Answerer, job: Job) -> AsyncGenerato
     except RequestError as error:
         failure = (error.status, error.code)
         yield _event(error.body)
+    except ClientGone:
+        failure = (CLIENT_GONE, "client_gone")
     except (asyncio.CancelledError, GeneratorExit):
         failure = (CLIENT_GONE, "client_gone")
         raise

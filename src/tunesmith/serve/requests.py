@@ -125,8 +125,14 @@ def read_request(body: JSON) -> ChatRequest:
         tools=None if tools is None else tuple(tools),
         tool_choice=_tool_choice(body.get("tool_choice")),
         store=_flag(body, "store"),
-        tags=_tags(body.get("metadata"), "metadata"),
+        tags={**_user_tag(body), **_tags(body.get("metadata"), "metadata")},
     )
+
+
+def _user_tag(body: Mapping[str, JSON]) -> dict[str, str]:
+    """Return `user` as a tag of that name; an own tag `user` has precedence."""
+    user = _text(body, "user")
+    return {} if user is None else _tags({"user": user}, "user")
 
 
 def _refuse_unsupported(body: Mapping[str, JSON]) -> None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import threading
 import time
@@ -120,6 +121,14 @@ def test_both_models_answer_and_an_unknown_one_is_404(serve):
     assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
     adapters = {trace.model: trace.adapter_sha256 for trace in running.traces.traces() if trace.status == 200}
     assert adapters == {"tiny/base": None, "tiny-tuned": running.server.bundle.adapter_sha256}
+
+
+def test_tokenize_gives_the_golden_ids_for_the_golden_conversations(serve):
+    running = serve()
+    for golden in running.server.bundle.golden[:3]:
+        response = running.client.post("/tokenize", json=golden.conversation.to_json())
+        assert response.json()["tokens"] == list(golden.ids)
+    assert running.client.post("/tokenize", json={"messages": []}).status_code == 400
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------
@@ -286,12 +295,28 @@ def test_an_answer_that_takes_too_long_is_a_504(serve):
     assert only_trace(running).status == 504
 
 
-def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(serve):
+def test_a_stream_that_never_began_has_a_status_of_its_own(serve):
     running = serve(limits=Limits(request_seconds=0.2))
     running.engine.gate.clear()
-    chunks, done = running.stream()
+    response = running.ask(stream=True)
     running.engine.gate.set()
+    assert (response.status_code, error_of(response)["code"]) == (504, "generation_timeout")
+    assert only_trace(running).streamed
+
+
+def test_a_stream_that_breaks_ends_with_an_error_event_and_no_done(serve):
+    running = serve(limits=Limits(request_seconds=0.2))
+    submit = running.engine.submit
+
+    def stall(request, emit):
+        """Let five tokens out, and no more."""
+        return submit(request, lambda event: emit(event) if next(count) < 5 else None)
+
+    count = itertools.count()
+    running.engine.submit = stall
+    chunks, done = running.stream()
     assert not done
+    assert len(chunks) > 2
     assert chunks[-1]["error"]["code"] == "generation_timeout"
     assert only_trace(running).error == "generation_timeout"
 

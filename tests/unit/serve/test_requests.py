@@ -80,6 +80,7 @@ def test_parameters_that_change_nothing_are_accepted():
         {"messages": USER, "n": 1, "logprobs": False, "presence_penalty": 0, "logit_bias": None, "user": "u"}
     )
     assert request.conversation.messages[0].content == "hi"
+    assert request.tags == {"user": "u"}, "what is accepted is kept"
 
 
 def test_text_parts_are_joined_and_tools_read():
