@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 
@@ -139,3 +140,23 @@ def test_ids_sort_by_arrival_and_are_version_7():
 def test_the_leak_key_ignores_case_and_punctuation_but_not_digits():
     assert leak_key("Order 12, please!") == leak_key("order 12  PLEASE")
     assert leak_key("Order 12, please!") != leak_key("Order 13, please!")
+
+
+@pytest.mark.skipif("TUNESMITH_TEST_DATABASE" not in os.environ, reason="TUNESMITH_TEST_DATABASE names no database")
+def test_another_database_keeps_the_same_promises(tmp_path):
+    url = os.environ["TUNESMITH_TEST_DATABASE"]
+    store = TraceStore(url)
+    first = time.time()
+    trace = make_trace(time=first, messages=None, schema_ok=None)
+    store.add_trace(trace)
+    store.add_trace(make_trace(time=first + 1))
+    assert store.add_feedback(Feedback(trace_id=trace.id, time=first, rating=-1.0, tags={"a": "ü"}))
+    assert not store.add_feedback(Feedback(trace_id="nope", time=0.0, rating=1.0))
+    assert store.find(trace.id) == trace
+    assert [found.id for found in store.traces(since=first, until=first + 0.5)] == [trace.id]
+    assert store.copy_span(tmp_path / "closed.sqlite", since=first) == (2, 1)
+    assert open_closed_span(tmp_path / "closed.sqlite")[0][0] == trace
+    store.close()
+    again = TraceStore(url)
+    assert again.find(trace.id) == trace
+    again.close()
