@@ -162,7 +162,7 @@ def _contract_folder(store: Store, name: str) -> Path | None:
 
 
 def _contract_difference(before: str, after: str, a: Path, b: Path) -> Difference:
-    from tunesmith.chat.contract import diff_contracts
+    from tunesmith.chat.diff import diff_contracts
 
     parts = tuple(
         Change(key=f"{part.severity}: {part.part}", before=part.before, after=part.after)

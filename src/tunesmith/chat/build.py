@@ -12,15 +12,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tunesmith.chat.contract import (
+from tunesmith.chat.contract import Contract, load_contract
+from tunesmith.chat.files import (
     CONTRACT_FILE,
     CRITERIA_FILE,
     GENERATION_FILE,
     GOLDEN_FILE,
     TOKENIZER_DIR,
-    Contract,
     generation_config,
-    load_contract,
 )
 from tunesmith.chat.golden import MIN_VECTORS, GoldenVector, awkward_conversations, write_vectors
 from tunesmith.chat.parts import (
@@ -40,6 +39,7 @@ from tunesmith.chat.render import Renderer
 from tunesmith.chat.schema import AnswerSchema
 from tunesmith.chat.template import TEMPLATE_FILE, ChatTemplate
 from tunesmith.chat.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
+from tunesmith.chat.toolcalls import ToolFormat
 from tunesmith.errors import ContractError
 from tunesmith.types import JSON, canonical_json, sha256_hex
 
@@ -56,6 +56,7 @@ def build_contract(
     template_date: datetime.date | None,
     system: System,
     tools: Sequence[Mapping[str, JSON]],
+    tool_format: ToolFormat | None = None,
     input_schema: Mapping[str, JSON] | None,
     input_render: str | None,
     output_schema: Mapping[str, JSON] | None,
@@ -73,10 +74,7 @@ def build_contract(
     renderer = Renderer(template, {**tokenizer.special, **template_arguments}, tokenizer, template_date)
     _check_clock(renderer)
     _check_system(renderer, system)
-    if tools and not renderer.traits.renders_tools:
-        raise ContractError(
-            "the chat template leaves out the contract's tools", where=template.name, hint="choose another template"
-        )
+    _check_tools(renderer, tools, tool_format)
     for schema in (input_schema, output_schema):
         if schema is not None:
             AnswerSchema(schema)
@@ -90,7 +88,7 @@ def build_contract(
             "date": template_date.isoformat() if template_date and renderer.traits.reads_clock else None,
         },
         "tokenizer": tokenizer.describe(),
-        "tools": {"text": tools_text(tools)},
+        "tools": {"text": tools_text(tools), "format": tool_format.value if tool_format else None},
         "input": {"schema": input_schema, "render": input_render},
         "output": {"schema": output_schema},
         "stop": _find_stop(renderer, tokenizer, extra_stops),
@@ -207,6 +205,23 @@ def _check_system(renderer: Renderer, system: System) -> None:
             where=renderer.template.name,
             found=repr(traits.default_system)[:80],
             hint="set system to a text, leave system out to accept the template's, or choose another template",
+        )
+
+
+def _check_tools(renderer: Renderer, tools: Sequence[Mapping[str, JSON]], tool_format: ToolFormat | None) -> None:
+    traits = renderer.traits
+    if tool_format is not None and traits.renders_tools:
+        raise ContractError(
+            "the chat template renders tools itself",
+            where=renderer.template.name,
+            found=f"tool_format: {tool_format.value}",
+            hint="remove tool_format",
+        )
+    if tools and tool_format is None and not traits.renders_tools:
+        raise ContractError(
+            "the chat template leaves out the contract's tools",
+            where=renderer.template.name,
+            hint="set tool_format (for example hermes) to write them into the messages, or choose another template",
         )
 
 

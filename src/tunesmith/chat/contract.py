@@ -22,12 +22,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from tunesmith.chat.files import (
+    CONTRACT_FILE,
+    CRITERIA_FILE,
+    GENERATION_FILE,
+    GOLDEN_FILE,
+    TOKENIZER_DIR,
+    generation_config,
+    read_document,
+    read_text,
+    require_same,
+)
 from tunesmith.chat.golden import Encode, GoldenVector, read_vectors, replay
 from tunesmith.chat.length import Overlong, cut
-from tunesmith.chat.mask import Reasoning, train, turn_weights, without_reasoning
+from tunesmith.chat.mask import train
 from tunesmith.chat.parse import Parsed, Parser
 from tunesmith.chat.parts import (
-    CONTRACT_FORMAT,
     Decoding,
     LossPolicy,
     System,
@@ -42,14 +52,11 @@ from tunesmith.chat.schema import AnswerSchema, AnswerVerdict, read_schema, requ
 from tunesmith.chat.skeleton import Skeletons
 from tunesmith.chat.template import TEMPLATE_FILE, ChatTemplate
 from tunesmith.chat.tokenizer import Tokenizer
+from tunesmith.chat.toolcalls import ToolFormat
+from tunesmith.chat.tooltext import write_into_text
+from tunesmith.chat.turns import Reasoning, turn_weights, without_reasoning
 from tunesmith.errors import ContractError
 from tunesmith.types import JSON, Conversation, Example, Message, canonical_json, sha256_hex
-
-CONTRACT_FILE = "contract.json"
-TOKENIZER_DIR = "tokenizer"
-GOLDEN_FILE = "golden.jsonl"
-CRITERIA_FILE = "criteria.json"
-GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +96,12 @@ class Contract:
     def tools(self) -> tuple[Mapping[str, JSON], ...]:
         """Tools that every conversation declares; empty where rows bring their own."""
         return tuple(json.loads(self.content["tools"]["text"]))
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How tools and calls are written into messages; `None` where the template renders them."""
+        form = self.content["tools"]["format"]
+        return None if form is None else ToolFormat(form)
 
     @property
     def output_schema(self) -> dict[str, JSON] | None:
@@ -132,7 +145,7 @@ class Contract:
     @cached_property
     def parser(self) -> Parser:
         """Reads answers under this template."""
-        return Parser.of(self.renderer)
+        return Parser.of(self.renderer, tool_format=self.tool_format)
 
     @cached_property
     def _schema(self) -> AnswerSchema | None:
@@ -143,8 +156,16 @@ class Contract:
         return read_schema(self.input_schema)
 
     def messages(self, conversation: Conversation) -> list[dict[str, JSON]]:
-        """Return the messages with the contract's system prompt applied. Raises `Refused` for a foreign one."""
-        messages = [message.to_json() for message in conversation.messages]
+        """Return the messages as the template gets them: system prompt applied, tools written in where it drops them.
+
+        Raises `Refused` for a foreign system prompt.
+        """
+        messages = self._with_system([message.to_json() for message in conversation.messages])
+        if self.tool_format is None:
+            return messages
+        return write_into_text(messages, self.tools or conversation.tools, self.tool_format)
+
+    def _with_system(self, messages: list[dict[str, JSON]]) -> list[dict[str, JSON]]:
         rule = self.system_rule
         if rule.rule is SystemRule.FROM_ROWS:
             return messages
@@ -162,8 +183,8 @@ class Contract:
         return messages
 
     def tools_of(self, conversation: Conversation) -> tuple[Mapping[str, JSON], ...]:
-        """Return the tools that are rendered: the contract's, or the conversation's where the contract has none."""
-        return self.tools or conversation.tools
+        """Return the tools that the template gets: the contract's, or else the conversation's."""
+        return () if self.tool_format is not None else self.tools or conversation.tools
 
     def render_prompt(self, conversation: Conversation) -> Rendered:
         """Return what the server sends to the model: system prompt applied, generation prompt added.
@@ -222,7 +243,7 @@ class Contract:
 
     def _shown_fast(self, conversation: Conversation) -> tuple[Message, ...] | None:
         """Return the messages with the system prompt applied, or `None` where only the general way can tell."""
-        if self.tools or conversation.tools or self.loss.overlong is Overlong.DROP_OLDEST_TURNS:
+        if self.tools or conversation.tools or self.tool_format or self.loss.overlong is Overlong.DROP_OLDEST_TURNS:
             return None
         messages = conversation.messages
         rule = self.system_rule
@@ -327,24 +348,24 @@ def load_contract(path: Path) -> Contract:
     Raises `ContractError` naming the part where contract, template, tokenizer, generation parameters, golden vectors or
     criteria were changed by hand, and where a golden vector is not reproduced.
     """
-    document = _read_document(path)
+    document = read_document(path)
     content, hashes = document["parts"], document["hashes"]
     actual = part_hashes(content)
     for name, value in actual.items():
-        _require(hashes.get(name), value, part=name, where=path / CONTRACT_FILE)
-    _require(document["sha256"], contract_hash(actual), part="contract", where=path / CONTRACT_FILE)
+        require_same(hashes.get(name), value, part=name, where=path / CONTRACT_FILE)
+    require_same(document["sha256"], contract_hash(actual), part="contract", where=path / CONTRACT_FILE)
     folder = path / TOKENIZER_DIR
     tokenizer = Tokenizer.load(folder)
-    _require(content["tokenizer"], tokenizer.describe(), part="tokenizer", where=folder)
-    text = _read_text(folder / TEMPLATE_FILE)
-    _require(content["template"]["sha256"], sha256_hex(text), part="template", where=folder / TEMPLATE_FILE)
-    generation = json.loads(_read_text(folder / GENERATION_FILE))
+    require_same(content["tokenizer"], tokenizer.describe(), part="tokenizer", where=folder)
+    text = read_text(folder / TEMPLATE_FILE)
+    require_same(content["template"]["sha256"], sha256_hex(text), part="template", where=folder / TEMPLATE_FILE)
+    generation = json.loads(read_text(folder / GENERATION_FILE))
     wanted = generation_config(content["decoding"], content["stop"])
-    _require(wanted, generation, part="decoding", where=folder / GENERATION_FILE)
-    golden = _read_text(path / GOLDEN_FILE)
-    _require(content["golden"]["sha256"], sha256_hex(golden), part="golden", where=path / GOLDEN_FILE)
-    criteria = _read_text(path / CRITERIA_FILE)
-    _require(document["criteria_sha256"], sha256_hex(criteria), part="criteria", where=path / CRITERIA_FILE)
+    require_same(wanted, generation, part="decoding", where=folder / GENERATION_FILE)
+    golden = read_text(path / GOLDEN_FILE)
+    require_same(content["golden"]["sha256"], sha256_hex(golden), part="golden", where=path / GOLDEN_FILE)
+    criteria = read_text(path / CRITERIA_FILE)
+    require_same(document["criteria_sha256"], sha256_hex(criteria), part="criteria", where=path / CRITERIA_FILE)
     contract = Contract(
         sha256=document["sha256"],
         parts=actual,
@@ -356,56 +377,3 @@ def load_contract(path: Path) -> Contract:
     )
     contract.replay()
     return contract
-
-
-def generation_config(decoding: Mapping[str, JSON], stop: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Return `generation_config.json` as it follows from a contract. It names no pad token: padding is the batch's."""
-    sampled = decoding["temperature"] > 0
-    out: dict[str, JSON] = {
-        "do_sample": sampled,
-        "eos_token_id": list(stop["ids"]),
-        "max_new_tokens": decoding["max_new_tokens"],
-    }
-    if sampled:
-        out["temperature"] = decoding["temperature"]
-        out["top_p"] = decoding["top_p"]
-    return out
-
-
-def _read_document(path: Path) -> dict[str, JSON]:
-    try:
-        document: dict[str, JSON] = json.loads(_read_text(path / CONTRACT_FILE))
-        known = document["format"] == CONTRACT_FORMAT and {"parts", "hashes", "sha256", "criteria_sha256"} <= set(
-            document
-        )
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ContractError("the contract cannot be read", where=str(path / CONTRACT_FILE), found=str(error)) from error
-    if not known:
-        raise ContractError(
-            "the contract has another format",
-            where=str(path / CONTRACT_FILE),
-            expected=f"format {CONTRACT_FORMAT}",
-            found=str(document.get("format")),
-            hint="build it again with this version",
-        )
-    return document
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ContractError(
-            f"the contract's file {path.name!r} cannot be read", where=str(path), found=str(error)
-        ) from error
-
-
-def _require(expected: JSON, found: JSON, *, part: str, where: Path) -> None:
-    if expected != found:
-        raise ContractError(
-            f"the contract's part {part!r} was changed by hand",
-            where=str(where),
-            expected=canonical_json(expected)[:120],
-            found=canonical_json(found)[:120],
-            hint="restore the file, or change the recipe and build the contract again",
-        )

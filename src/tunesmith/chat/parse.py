@@ -62,8 +62,11 @@ class Parser:
     tool_format: ToolFormat | None
 
     @classmethod
-    def of(cls, renderer: Renderer) -> Parser:
-        """Probe a template for what stands around answer, reasoning and tool calls."""
+    def of(cls, renderer: Renderer, *, tool_format: ToolFormat | None = None) -> Parser:
+        """Probe a template for what stands around answer, reasoning and tool calls.
+
+        `tool_format` is the format in which calls are written as content, where the template renders none.
+        """
         traits = renderer.traits
         plain = _target(renderer, {"content": _ANSWER})
         thought = _target(renderer, {"content": _ANSWER, "reasoning_content": _REASON})
@@ -79,7 +82,7 @@ class Parser:
             opening=plain.partition(_ANSWER)[0] if plain is not None else "",
             reasoning=around,
             close_tag=closing[0] if closing else None,
-            tool_format=_tool_format(renderer),
+            tool_format=tool_format or _tool_format(renderer),
         )
 
     def parse(self, text: str, *, ended: bool | None = None) -> Parsed:

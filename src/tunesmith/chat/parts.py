@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from tunesmith.chat.length import Overlong
-from tunesmith.chat.mask import Reasoning, TrainOn
+from tunesmith.chat.turns import Reasoning, TrainOn
 from tunesmith.types import JSON, canonical_json, sha256_hex
 
 CONTRACT_FORMAT = 1

@@ -16,12 +16,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.chat.mask import Reasoning, Trained, TrainOn, train
+from tunesmith.chat.mask import Trained, train
 from tunesmith.chat.refusal import RefusalKind, Refused
 from tunesmith.chat.render import Renderer
 from tunesmith.chat.roles import TEMPLATE, role_at, role_ranges
 from tunesmith.chat.template import ChatTemplate, RawMessage, find_templates, read_template
 from tunesmith.chat.tokenizer import Tokenizer
+from tunesmith.chat.turns import Reasoning, TrainOn
 from tunesmith.errors import ContractError, RecipeError
 from tunesmith.types import JSON
 
@@ -119,7 +120,16 @@ def read_line(line: str) -> tuple[list[RawMessage], list[Mapping[str, JSON]]]:
         tools = _json_list(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise Refused(RefusalKind.BAD_INPUT, "tools must be a list of objects", found=type(tools).__name__)
-    return messages, tools
+    return [_training_keys(message) for message in messages], tools
+
+
+def _training_keys(message: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Return the message with other projects' names for what trains: `loss_weight` (LLaMA-Factory), `training`."""
+    out = dict(message)
+    for theirs, ours in (("loss_weight", "weight"), ("training", "train")):
+        if theirs in out and ours not in out:
+            out[ours] = out.pop(theirs)
+    return out
 
 
 def to_json(sequences: Sequence[Trained]) -> dict[str, JSON]:

@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunesmith.chat.insertion import find_insertion
-from tunesmith.chat.mask import Reasoning, Trained, TrainOn, Turn, group_turns, plan_turns, train
+from tunesmith.chat.mask import Trained, train
 from tunesmith.chat.refusal import Refused
 from tunesmith.chat.render import Renderer, require_tokenizer
 from tunesmith.chat.tokenizer import Tokenizer
+from tunesmith.chat.turns import Reasoning, TrainOn, Turn, group_turns, plan_turns
 from tunesmith.chat.words import Words
 from tunesmith.types import JSON, Message
 

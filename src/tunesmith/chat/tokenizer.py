@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from pathlib import Path
 import tokenizers
 
 from tunesmith.errors import ContractError
-from tunesmith.types import JSON, canonical_json, sha256_hex
+from tunesmith.types import JSON, sha256_hex
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -286,24 +287,10 @@ def _rename_vocab(model: dict[str, JSON], alias_of: Mapping[str, str]) -> None:
 
 
 def _unalias(offsets: Sequence[tuple[int, int]], shifts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Move offsets of an aliased text back to the text; both ascend, so one pass does."""
-    out: list[tuple[int, int]] = []
-    for start, end in offsets:
-        out.append((start + _saved_before(shifts, start), end + _saved_before(shifts, end)))
-    return out
-
-
-def _saved_before(shifts: Sequence[tuple[int, int]], position: int) -> int:
-    low, high = 0, len(shifts)
-    while low < high:
-        middle = (low + high) // 2
-        if shifts[middle][0] <= position:
-            low = middle + 1
-        else:
-            high = middle
-    return shifts[low - 1][1] if low else 0
-
-
-def tokenizer_part(tokenizer: Tokenizer) -> str:
-    """Return the canonical JSON that identifies a tokenizer, one text for hashing."""
-    return canonical_json(tokenizer.describe())
+    """Move offsets of an aliased text back to the text."""
+    positions = [position for position, _ in shifts]
+    saved = [0, *(total for _, total in shifts)]
+    return [
+        (start + saved[bisect_right(positions, start)], end + saved[bisect_right(positions, end)])
+        for start, end in offsets
+    ]

@@ -15,9 +15,9 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.types import JSON
 
 if TYPE_CHECKING:
-    from tunesmith.chat.mask import Reasoning, TrainOn
     from tunesmith.chat.preview import Piece, Previewed, Previewer
     from tunesmith.chat.refusal import Refused
+    from tunesmith.chat.turns import Reasoning, TrainOn
 
 _Choice = TypeVar("_Choice", bound=enum.StrEnum)
 
@@ -43,8 +43,8 @@ def register(app: typer.Typer) -> None:
         """Show tokens by role and by what trains, in the terminal, as a page, or as JSON lines for programs."""
         from itertools import islice
 
-        from tunesmith.chat.mask import Reasoning, TrainOn
         from tunesmith.chat.preview import Previewer, preview_lines, to_html
+        from tunesmith.chat.turns import Reasoning, TrainOn
 
         previewer = Previewer(tokenizer_dir=tokenizer, template=template, variables=_object(variables))
         turns, thinking = _choice(TrainOn, train_on, "--train-on"), _choice(Reasoning, reasoning, "--reasoning")

@@ -20,10 +20,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from tunesmith.chat.build import build_contract
 from tunesmith.chat.families import family_names, family_template
 from tunesmith.chat.length import Overlong
-from tunesmith.chat.mask import Reasoning, TrainOn
 from tunesmith.chat.parts import Decoding, LossPolicy, NoTarget, System, SystemRule
 from tunesmith.chat.schema import AnswerSchema
 from tunesmith.chat.template import ChatTemplate, find_templates, read_template
+from tunesmith.chat.toolcalls import ToolFormat
+from tunesmith.chat.turns import Reasoning, TrainOn
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
@@ -140,6 +141,8 @@ class ContractSpec(Spec):
     """What a template that prints the date sees as today; such a template needs it."""
     tools: list[dict[str, Any]] = Field(default_factory=list)
     """Tools of every conversation, as JSON-schema function declarations; rows bring their own unless given."""
+    tool_format: Literal["hermes", "llama", "mistral", "name_line", "pythonic", "react"] | None = None
+    """How tools, calls and results are written into messages, for a template that renders none of them."""
     input_schema: SchemaSource = None
     """JSON Schema of the variables that `input_render` takes: a file or the schema itself."""
     input_render: str | None = None
@@ -208,6 +211,7 @@ def contract(inputs: ContractInputs, spec: ContractSpec, ctx: Context) -> Summar
         template_date=None if spec.template_date is None else datetime.date.fromisoformat(spec.template_date),
         system=_system(spec.system),
         tools=spec.tools,
+        tool_format=None if spec.tool_format is None else ToolFormat(spec.tool_format),
         input_schema=_read_schema(spec.input_schema, key="input_schema"),
         input_render=spec.input_render,
         output_schema=_read_schema(spec.output_schema, key="output_schema"),

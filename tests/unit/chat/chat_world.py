@@ -143,10 +143,10 @@ FAMILIES = {
 """Family -> (kind of vocabulary, control tokens with their special flag, bos, eos)."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def family_tokenizer(name: str) -> Tokenizer:
     kind, control, bos, eos = FAMILIES[name]
-    spec = json.loads(smollm2().json_text if kind in ("bytes", "words") else _sentencepiece_like(kind))
+    spec = json.loads(_byte_level() if kind in ("bytes", "words") else _sentencepiece_like(kind))
     if kind == "words":
         split = pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="isolated")
         pre = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -162,7 +162,7 @@ def family_tokenizer(name: str) -> Tokenizer:
     return Tokenizer(backend.to_str(), config, name=f"tokenizer of {name}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def family_renderer(name: str, **arguments: object) -> Renderer:
     import datetime
 
@@ -171,7 +171,24 @@ def family_renderer(name: str, **arguments: object) -> Renderer:
     return Renderer(family_template(name), {**tokenizer.special, **arguments}, tokenizer, date)
 
 
-@functools.lru_cache(maxsize=None)
+MERGES = 6000
+"""Merges of SmolLM2 that the families' vocabularies keep: enough to join words and line breaks, quick to load."""
+
+
+@functools.cache
+def _byte_level() -> str:
+    """SmolLM2's tokenizer with its first merges only."""
+    spec = json.loads(smollm2().json_text)
+    merges = spec["model"]["merges"][:MERGES]
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    kept = [token for token in spec["model"]["vocab"] if len(token) == 1] + ["".join(pair) for pair in pairs]
+    spec["model"]["vocab"] = {token: index for index, token in enumerate(dict.fromkeys(kept))}
+    spec["model"]["merges"] = merges
+    spec["added_tokens"] = []
+    return json.dumps(spec)
+
+
+@functools.cache
 def _sentencepiece_like(kind: str) -> str:
     """A byte-fallback BPE whose words begin with a visible space, in the variants that real files have."""
     trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
