@@ -19,8 +19,13 @@ MAX_ROWS = 96
 """Most rows that run at once: products gain little beyond, and attention grows with every row."""
 _REFILL_SHARE = 8
 """New prompts are computed when this fraction of the slots (one in eight) is free: several at once fill a product."""
+_SLACK = 32
+"""Steps between two moves of the cache to the front of its buffer, at the least."""
 _PREFILL_ELEMENTS = 1 << 24
 """Bound on the attention scores of one prefill."""
+_ALIKE, _FEWEST = 0.7, 4
+"""Rows join one prefill while they are at least this long against its longest, and at least so many: attention computes
+every row as long as the longest, and a product of few tokens is slow."""
 
 Choose = Callable[[torch.Tensor, Sequence[int]], list[int]]
 """(logits of some rows, their indices) -> one token for each."""
@@ -47,8 +52,9 @@ def run_continuous(
     waiting = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     suffixes = [prompt[prefix_length:] for prompt in prompts]
     span = len(suffixes[waiting[0]]) + max_new_tokens
-    capacity = span + max_new_tokens
-    num_slots = max(1, min(len(prompts), MAX_ROWS, batch_tokens // capacity))
+    num_slots = max(1, min(len(prompts), MAX_ROWS, batch_tokens // (span + _SLACK)))
+    # Without refills the clock never passes the longest row
+    capacity = span + (_SLACK if len(prompts) > num_slots else 0)
     prefix = decoder.prefix(prompts[0][:prefix_length])
     cache = Cache(decoder, rows=num_slots, capacity=capacity)
     rows: list[int | None] = [None] * num_slots  # which prompt sits in each slot
@@ -103,7 +109,8 @@ def _fill_(
     while free and waiting:
         width = len(suffixes[waiting[0]])
         scores = width * (width + (prefix.length if prefix else 0)) * decoder.num_kv_heads * decoder.num_groups
-        count = min(len(free), len(waiting), max(1, _PREFILL_ELEMENTS // scores))
+        alike = sum(len(suffixes[index]) >= _ALIKE * width for index in waiting[: len(free)])
+        count = min(max(alike, _FEWEST), len(free), len(waiting), max(1, _PREFILL_ELEMENTS // scores))
         indices, slots = waiting[:count], free[:count]
         del waiting[:count]
         admit(indices)

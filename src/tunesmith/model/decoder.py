@@ -35,6 +35,10 @@ _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary tables that do not depend on how long the text became."""
 _PACKED_FOR_ROWS = 64
 """Rows a packed weight is laid out for; any number of rows is right."""
+_PART_ROWS = 16
+"""Rows that attend together where lengths differ much."""
+_WORTH_PARTING = 1.3
+"""Attention over all rows at once is given up where it computes this many times the positions."""
 _MASKED = -1e30
 """Added to the score of a position that is not there: finite, so that a row of padding gives no NaN."""
 
@@ -189,7 +193,7 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Keys and values of new rows, right-aligned, one pair a layer: (H, R, E, width) and (H, R, width, E)."""
+    """Keys and values of new rows, right-aligned, one pair a layer: (R, H, E, width) and (R, H, width, E)."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -205,7 +209,7 @@ class Cache:
     """
 
     def __init__(self, decoder: Decoder, *, rows: int, capacity: int) -> None:
-        shape = (decoder.num_kv_heads, rows, decoder.head_size, capacity)
+        shape = (rows, decoder.num_kv_heads, decoder.head_size, capacity)
         self.rows, self.capacity, self.end = rows, capacity, 0
         self._dtype, self._num_layers = decoder.dtype, decoder.num_layers
         # bfloat16 products read keys fastest with positions last, float32 ones with the head's numbers last
@@ -227,6 +231,21 @@ class Cache:
         """First index that any row owns."""
         return int(self.start_B.min())
 
+    def spans(self) -> list[tuple[slice, int]]:
+        """Return the parts of the rows that attend together, each with the first index that any of its rows owns.
+
+        Rows of very different length are cut into parts of `_PART_ROWS`: one product over all of them would compute
+        every row as long as the longest.
+        """
+        starts = self.start_B.tolist()
+        parts = [slice(first, first + _PART_ROWS) for first in range(0, self.rows, _PART_ROWS)]
+        begins = [min(starts[part]) for part in parts]
+        together = self.rows * (self.end + 1 - min(begins))
+        apart = sum((self.end + 1 - b) * len(starts[part]) for part, b in zip(parts, begins, strict=True))
+        if together <= _WORTH_PARTING * apart:
+            return [(slice(0, self.rows), min(begins))]
+        return list(zip(parts, begins, strict=True))
+
     def put_(self, slots: Sequence[int], block: Block) -> None:
         """Let new rows take `slots`; their last position becomes the one before `end`.
 
@@ -240,8 +259,8 @@ class Cache:
         where = torch.tensor(slots)
         span = slice(self.end - width, self.end)
         for layer in range(self._num_layers):
-            self.keys[layer][:, where, :, span] = block.keys[layer]
-            self.values[layer][:, where, span] = block.values[layer]
+            self.keys[layer][where, :, :, span] = block.keys[layer]
+            self.values[layer][where, :, span] = block.values[layer]
         for slot, length in zip(slots, block.lengths, strict=True):
             self.start_B[slot] = self.end - length
             self.bias_BT[slot, : self.end - length] = _MASKED
@@ -258,9 +277,9 @@ class Cache:
         where = torch.tensor(rows)
         for layer in range(self._num_layers):
             keys = self.keys[layer]
-            # index_select gives a contiguous result: the layout of the keys is restored by selecting under it
-            self.keys[layer] = keys[:, where] if keys.is_contiguous() else keys.mT[:, where].mT
-            self.values[layer] = self.values[layer][:, where]
+            # indexing gives a contiguous result: the layout of the keys is kept by indexing under it
+            self.keys[layer] = keys[where] if keys.is_contiguous() else keys.mT[where].mT
+            self.values[layer] = self.values[layer][where]
         self.start_B, self.bias_BT = self.start_B[where], self.bias_BT[where]
         self.rows = len(rows)
 
@@ -310,7 +329,9 @@ class Decoder:
         if not ids:
             return None
         block, _ = self.prefill([list(ids)], None)
-        return Prefix([keys[:, 0] for keys in block.keys], [values[:, 0] for values in block.values], len(ids))
+        return Prefix(
+            [keys[0].contiguous() for keys in block.keys], [values[0].contiguous() for values in block.values], len(ids)
+        )
 
     def prefill(self, rows: Sequence[Sequence[int]], prefix: Prefix | None) -> tuple[Block, torch.Tensor]:
         """Compute new rows after the prefix; return their keys and values, and the hidden state of each last token."""
@@ -321,39 +342,47 @@ class Decoder:
         place_N = torch.cat([torch.arange((r + 1) * width - n, (r + 1) * width) for r, n in enumerate(lengths)])
         positions_N = torch.cat([torch.arange(before, before + n) for n in lengths])
         bias = self._prefill_bias(lengths, width)
+        turn = self._cos[positions_N], self._sin[positions_N]
         x_ND = self._embedding[torch.tensor([token for row in rows for token in row])]
         keys, values = [], []
         for index, layer in enumerate(self._layers):
-            q, k, v = self._qkv(layer, self._rms(x_ND, layer.norm_in), positions_N)
-            q_RW, k_RW, v_RW = (self._spread(t, place_N, num_rows, width) for t in (q, k, v))
-            # (R, W, H, G, E) -> (H, R, W * G, E): the queries of a head's group are further rows of one product
-            q_H = (
-                q_RW.view(num_rows, width, self.num_kv_heads, self.num_groups, -1).permute(2, 0, 1, 3, 4).flatten(2, 3)
-            )
-            k_H, v_H = k_RW.permute(2, 0, 3, 1), v_RW.permute(2, 0, 1, 3)
-            keys.append(k_H)
-            values.append(v_H)
-            mixed = self._attend(q_H, k_H, v_H, bias, prefix, index)
-            mixed_RW = mixed.view(self.num_kv_heads, num_rows, width, self.num_groups, -1).permute(1, 2, 0, 3, 4)
-            x_ND = self._rest(layer, x_ND, mixed_RW.reshape(num_rows * width, -1)[place_N])
+            heads = self._heads(layer, self._rms(x_ND, layer.norm_in), turn)
+            q_RW, k_RW, v_RW = self._split(self._spread(heads, place_N, num_rows, width))
+            # (R, W, H, G, E) -> (R, H, W * G, E): the queries of a head's group are further rows of one product
+            grouped = (num_rows, width, self.num_kv_heads, self.num_groups, self.head_size)
+            q = q_RW.reshape(grouped).transpose(1, 2).flatten(2, 3)
+            k, v = k_RW.permute(0, 2, 3, 1), v_RW.transpose(1, 2)
+            keys.append(k)
+            values.append(v)
+            mixed = self._attend(q, k, v, bias, prefix, index)
+            mixed = mixed.view(num_rows, self.num_kv_heads, width, self.num_groups, self.head_size)
+            mixed = mixed.transpose(1, 2).reshape(num_rows * width, -1)
+            x_ND = self._rest(layer, x_ND, mixed[place_N] if num_rows > 1 else mixed)
         last_R = torch.tensor(lengths).cumsum(0) - 1
         return Block(keys, values, lengths, width), x_ND[last_R]
 
     def step(self, ids: Sequence[int], cache: Cache, prefix: Prefix | None) -> torch.Tensor:
         """Add one token to every row of the cache; return its hidden state (B, D)."""
         before = prefix.length if prefix else 0
-        rows, now, begin = cache.rows, cache.end, cache.begin
+        rows, now = cache.rows, cache.end
+        spans = cache.spans()
         positions_B = before + now - cache.start_B
-        bias = cache.bias_BT[:, None, begin : now + 1]
+        turn = self._cos[positions_B], self._sin[positions_B]
+        biases = [cache.bias_BT[part, None, begin : now + 1] for part, begin in spans]
         x_BD = self._embedding[torch.tensor(ids)]
         for index, layer in enumerate(self._layers):
-            q, k, v = self._qkv(layer, self._rms(x_BD, layer.norm_in), positions_B)
+            q, k, v = self._split(self._heads(layer, self._rms(x_BD, layer.norm_in), turn))
             keys, values = cache.keys[index], cache.values[index]
-            keys[..., now] = k.transpose(0, 1)
-            values[:, :, now] = v.transpose(0, 1)
-            q_H = q.view(rows, self.num_kv_heads, self.num_groups, -1).transpose(0, 1)
-            mixed = self._attend(q_H, keys[..., begin : now + 1], values[:, :, begin : now + 1], bias, prefix, index)
-            x_BD = self._rest(layer, x_BD, mixed.transpose(0, 1).reshape(rows, -1))
+            keys[..., now] = k
+            values[:, :, now] = v
+            q = q.reshape(rows, self.num_kv_heads, self.num_groups, self.head_size)
+            mixed = [
+                self._attend(
+                    q[part], keys[part, ..., begin : now + 1], values[part, :, begin : now + 1], bias, prefix, index
+                )
+                for (part, begin), bias in zip(spans, biases, strict=True)
+            ]
+            x_BD = self._rest(layer, x_BD, torch.cat(mixed).reshape(rows, -1))
         cache.end += 1
         return x_BD
 
@@ -370,21 +399,26 @@ class Decoder:
         bias = torch.zeros(masked.shape, dtype=self.dtype).masked_fill_(masked, _MASKED)
         return bias.repeat_interleave(self.num_groups, dim=1)
 
-    def _qkv(
-        self, layer: _Layer, x: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return rotated queries (n, H * G, E), rotated keys and values (n, H, E)."""
+    def _heads(self, layer: _Layer, x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return all heads (n, H * G + 2 * H, E) of rows (n, D): queries and keys rotated, then values."""
         heads = layer.qkv(x).view(x.shape[0], -1, self.head_size)
-        num_q = self.num_kv_heads * self.num_groups
-        turned, v = heads[:, : num_q + self.num_kv_heads], heads[:, num_q + self.num_kv_heads :]
+        num_q, num_turned = self.num_kv_heads * self.num_groups, self.num_kv_heads * (self.num_groups + 1)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = self._rms(turned[:, :num_q], layer.q_norm)
-            turned = torch.cat([q, self._rms(turned[:, num_q:], layer.k_norm)], dim=1)
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+            heads[:, :num_q] = self._rms(heads[:, :num_q], layer.q_norm)
+            heads[:, num_q:num_turned] = self._rms(heads[:, num_q:num_turned], layer.k_norm)
         half = self.head_size // 2
-        a, b = turned[..., :half], turned[..., half:]
-        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
-        return turned[:, :num_q], turned[:, num_q:], v
+        cos, sin = turn[0][:, None], turn[1][:, None]
+        a, b = heads[:, :num_turned, :half], heads[:, :num_turned, half:]
+        turned_a = a * cos - b * sin
+        b.mul_(cos).add_(a * sin)
+        a.copy_(turned_a)
+        return heads
+
+    def _split(self, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Cut (..., heads, E) into queries, keys and values."""
+        sizes = (self.num_kv_heads * self.num_groups, self.num_kv_heads, self.num_kv_heads)
+        q, k, v = torch.split(heads, sizes, dim=-2)
+        return q, k, v
 
     def _attend(
         self,
@@ -395,25 +429,27 @@ class Decoder:
         prefix: Prefix | None,
         index: int,
     ) -> torch.Tensor:
-        """Mix values: q (H, R, Q, E) over k (H, R, E, T) and v (H, R, T, E), plus the prefix that all rows see."""
-        heads, rows, queries, size = q.shape
-        q = (q * self._scale).contiguous()
-        scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1)).view(heads, rows, queries, -1).add_(bias)
+        """Mix values: q (R, H, Q, E) over k (R, H, E, T) and v (R, H, T, E), plus the prefix that all rows see."""
+        rows, heads, queries, size = q.shape
+        q = q * self._scale
+        scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1)).view(rows, heads, queries, -1).add_(bias[:, None])
         if prefix is None:
-            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(self.dtype)
-            return torch.bmm(weights.flatten(0, 1), v.flatten(0, 1)).view(heads, rows, queries, size)
-        shared = torch.bmm(q.view(heads, rows * queries, size), prefix.keys[index]).view(heads, rows, queries, -1)
-        weights = torch.softmax(torch.cat([shared, scores], dim=-1), dim=-1, dtype=torch.float32).to(self.dtype)
-        to_prefix = weights[..., : prefix.length].reshape(heads, rows * queries, prefix.length)
-        mixed = torch.bmm(to_prefix, prefix.values[index]).view(heads, rows, queries, size)
-        own = weights[..., prefix.length :].reshape(heads * rows, queries, -1)
-        return mixed.add_(torch.bmm(own, v.flatten(0, 1)).view(heads, rows, queries, size))
+            weights = torch.softmax(scores, dim=-1)
+            return torch.bmm(weights.flatten(0, 1), v.flatten(0, 1)).view(rows, heads, queries, size)
+        # The prefix is the same for all rows: one product a head, with the queries of all rows
+        by_head = q.transpose(0, 1).reshape(heads, rows * queries, size)
+        shared = torch.bmm(by_head, prefix.keys[index]).view(heads, rows, queries, -1).transpose(0, 1)
+        weights = torch.softmax(torch.cat([shared, scores], dim=-1), dim=-1)
+        to_prefix = weights[..., : prefix.length].transpose(0, 1).reshape(heads, rows * queries, prefix.length)
+        mixed = torch.bmm(to_prefix, prefix.values[index]).view(heads, rows, queries, size).transpose(0, 1)
+        own = torch.bmm(weights[..., prefix.length :].flatten(0, 1), v.flatten(0, 1))
+        return own.view(rows, heads, queries, size).add_(mixed)
 
     def _rest(self, layer: _Layer, x: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
-        x = x + layer.out(mixed)
+        x = layer.out(mixed).add_(x)
         gate_up = layer.gate_up(self._rms(x, layer.norm_mid))
         gate, up = gate_up.chunk(2, dim=-1)
-        return x.add_(layer.down(F.silu(gate).mul_(up)))
+        return layer.down(F.silu(gate).mul_(up)).add_(x)
 
     def _rms(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if x.dtype == torch.float32:

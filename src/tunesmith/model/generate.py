@@ -29,8 +29,9 @@ from tunesmith.model.continuous import run_continuous
 from tunesmith.model.decoder import Decoder, unsupported
 from tunesmith.types import Completion, FinishReason, canonical_json, sha256_hex
 
-BATCH_TOKENS = 8192
-"""Default bound on rows x (longest prompt + new tokens) of one batch: the size of its key-value cache."""
+BATCH_TOKENS = 24_576
+"""Default bound on rows x (longest prompt + new tokens) of one batch: the size of its key-value cache. For a model of
+135 million parameters in bfloat16 that is 0.55 GB, for one of 8 billion 3 GB."""
 CHECK_TOKENS = 16
 """Tokens of the first prompt on which the flat engine must agree with the model."""
 

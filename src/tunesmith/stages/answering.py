@@ -52,6 +52,7 @@ class Answered:
     seconds: float
     """Generation alone, without loading the model."""
     load_seconds: float
+    engine: str | None
 
     def to_json(self) -> dict[str, JSON]:
         """Return the fields of `timing` in `results.json`."""
@@ -59,6 +60,7 @@ class Answered:
             "seconds": round(self.seconds, 3),
             "load_seconds": round(self.load_seconds, 3),
             "generated": self.generated,
+            "engine": self.engine,
             "tokens_per_second": round(self.new_tokens / self.seconds, 2) if self.seconds > 0 else None,
         }
 
@@ -73,6 +75,8 @@ class System:
         self.load_seconds = 0.0
         self._base, self._adapter, self._contract, self._dtype, self._ctx = base, adapter, contract, dtype, ctx
         self._model: torch.nn.Module | None = None
+        self.engine: str | None = None
+        """Which engine answered and why; `None` before the first answer, or where all answers were kept."""
 
     @property
     def model(self) -> torch.nn.Module:
@@ -90,7 +94,7 @@ class System:
     def answer(self, prompts: Sequence[Sequence[int]], *, batch_tokens: int) -> Answered:
         """Answer prompts under the contract's decoding. Answers are kept in `ctx.work` as they come."""
         from tunesmith.evals.completions import generate_cached
-        from tunesmith.model.generate import generate
+        from tunesmith.model.generate import choose_engine, generate
 
         decoding = self._contract.decoding
         loaded_before = self.load_seconds
@@ -99,6 +103,8 @@ class System:
         def run(missing: Sequence[Sequence[int]]) -> list[Completion]:
             nonlocal generated, new_tokens, seconds
             model, before = self.model, generated
+            chosen = choose_engine(model)
+            self.engine = f"{chosen.engine}: {chosen.reason}"
             started = time.perf_counter()
             completions = generate(
                 model,
@@ -125,6 +131,7 @@ class System:
             new_tokens=new_tokens,
             seconds=seconds,
             load_seconds=self.load_seconds - loaded_before,
+            engine=self.engine,
         )
 
     def likelihoods(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Likelihood]:
