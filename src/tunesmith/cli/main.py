@@ -9,7 +9,6 @@ their function, so that `tunesmith --help` answers at once.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import signal
 import sys
@@ -33,6 +32,7 @@ VERBS = (
     "preview",
     "serve",
     "promote",
+    "compare",
     "monitor",
     "gc",
 )
@@ -79,9 +79,7 @@ def make_app() -> typer.Typer:
             raise typer.Exit(OK)
 
     for verb in VERBS:
-        name = f"tunesmith.cli.{verb}"
-        if importlib.util.find_spec(name) is not None:
-            importlib.import_module(name).register(app)
+        importlib.import_module(f"tunesmith.cli.{verb}").register(app)
     return app
 
 

@@ -1,7 +1,7 @@
 """Score one answer: exact match, JSON, fields, token overlap.
 
 What lives here: functions from one answer (and what was expected) to a number. What does not: corpus metrics against
-reference implementations (`evals.text_metrics`), intervals (`evals.stats`), tables over many items (`evals.run`).
+reference implementations (`evals.text`), intervals (`evals.stats`), tables over many items (`evals.run`).
 
 A score is a number in [0, 1], or `None` for *not scored*: an item without an expected value is not wrong.
 """
