@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tunesmith.data.dedup import SIDE_RANK, Duplicate, cluster_name, find_duplicates
+from tunesmith.data.dedup import SIDE_RANK, STAYING, Duplicate, cluster_name, find_duplicates
 from tunesmith.data.filters import Lint, drop_contract_violations, drop_empty, drop_too_long
 from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.data.lineage import Ledger
@@ -32,7 +32,6 @@ _DUPLICATE_WORDS = {
     "conflict": "nearly the same prompt, but another answer than",
     "heldout_duplicate": "held-out, and nearly the same as",
 }
-_STAYS = ("conflict", "heldout_duplicate")
 
 
 class ShowProgress(Protocol):
@@ -194,7 +193,7 @@ def _drop_duplicates(rows: Sequence[Row], ledger: Ledger, threshold: float) -> t
             row, keeper = kept[duplicate.row], kept[duplicate.keeper]
             cluster = cluster_name(kept[duplicate.cluster])
             detail = f"{_DUPLICATE_WORDS[duplicate.kind]} {_place(keeper)} (row {keeper.id}, cluster {cluster})"
-            if duplicate.kind in _STAYS:
+            if duplicate.kind in STAYING:
                 staying.append((duplicate, detail, cluster))
                 continue
             ledger.drop(row, reason=duplicate.kind, detail=detail, matched_id=keeper.id, score=duplicate.score)

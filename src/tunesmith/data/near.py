@@ -1,12 +1,9 @@
-"""Near-duplicate texts: candidates by MinHash, then a verifier that spares templated texts.
+"""Near-duplicate texts, first half: word tables and the candidate pairs that share a MinHash band.
 
-What lives here: texts in, verified pairs with scores out. What does not: which of a pair goes (`data.dedup`).
+What lives here: texts in, weighted word sets and candidate pairs out. What does not: whether a candidate is a duplicate
+(`data.verify`), which of a pair goes (`data.dedup`).
 
-Candidates alone are not duplicates: "A has 12 apples" and "A has 37 apples" share most of their words. A pair counts
-only where both texts hold the same numbers and their words, weighted by how rare each is in this data set (IDF),
-overlap enough: the words of a template are common, so they weigh little.
-
-    texts -> words -> MinHash over word 3-grams (Daft) -> 32 bands of 4 -> buckets -> pairs -> verified pairs
+    texts -> words -> MinHash over word 3-grams (Daft) -> 32 bands of 4 -> buckets -> candidate pairs
 
 Results do not depend on the order of the texts: a bucket is ordered by `rank`, which the caller gives.
 """
@@ -18,21 +15,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.sparse as sp
-import xxhash
 from scipy.sparse.csgraph import connected_components
 
-from tunesmith.data.words import numbers, words
+from tunesmith.data.words import numbers, word_text
 
 NUM_HASHES = 128
 NUM_BANDS = 32
 """Bands of four hashes: a pair with Jaccard 0.5 over word 3-grams is a candidate with probability 0.87."""
-NGRAM_WORDS = 3
+NGRAM_WORDS = 2
 SEED = 1
 MAX_ALL_PAIRS = 12
 """Buckets up to this size compare all pairs; larger ones each text with the first and with its neighbour."""
-_PAIRS_PER_CHUNK = 200_000
-_ROWS_PER_CHUNK = 65_536
+_PAIRS_PER_CHUNK = 50_000
+_ROWS_PER_CHUNK = 32_768
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -40,84 +38,125 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WordTable:
-    """Word sets of many texts with their weights: what the verifier needs."""
+    """Word sets of many texts with the weights of their words."""
 
     sets: sp.csr_matrix
     """(texts, vocabulary), 1 where the word occurs."""
     weights: Floats
-    """(vocabulary,) IDF: log(1 + texts / texts that hold the word)."""
+    """(vocabulary,) IDF: log(1 + texts / texts that hold the word), in steps of 1/1024."""
+    frequency: Ints
+    """(vocabulary,) texts that hold the word."""
     totals: Floats
     """(texts,) sum of weights of each text's words."""
-    numbers: Ints
-    """(texts,) hash of the sorted numbers of each text."""
+    numbers: sp.csr_matrix
+    """(texts, numbers), how often each number stands in the text."""
     texts: list[str]
     """Words joined by one space: what MinHash sees."""
+    vocabulary: list[str]
+
+    @property
+    def lengths(self) -> Ints:
+        """(texts,) different words of each text."""
+        lengths: Ints = np.diff(self.sets.indptr).astype(np.int64)
+        return lengths
 
 
 def word_table(texts: Sequence[str]) -> WordTable:
     """Tokenise texts and weigh their words."""
     vocabulary: dict[str, int] = {}
-    starts = [0]
-    indices: list[int] = []
-    hashes = np.empty(len(texts), dtype=np.int64)
-    joined = []
-    for index, text in enumerate(texts):
-        found = words(text)
-        joined.append(" ".join(found))
-        hashes[index] = hash_words(numbers(found))
-        indices.extend({vocabulary.setdefault(word, len(vocabulary)) for word in found})
-        starts.append(len(indices))
-    columns = np.asarray(indices, dtype=np.int32)
-    sets = sp.csr_matrix(
-        (np.ones(len(columns), dtype=np.float32), columns, np.asarray(starts)), shape=(len(texts), len(vocabulary))
+    joined = [word_text(text) for text in texts]
+    indices, starts = _sets(joined, vocabulary)
+    shape = len(texts), len(vocabulary)
+    sets = sp.csr_matrix((np.ones(len(indices), dtype=np.float32), indices, starts), shape=shape)
+    frequency = np.bincount(indices, minlength=len(vocabulary)).astype(np.int64)
+    # In steps of 1/1024 sums are exact, so that no score depends on the order in which words are added up.
+    weights = np.rint(np.log1p(len(texts) / np.maximum(frequency, 1)) * 1024) / 1024
+    return WordTable(
+        sets=sets,
+        weights=weights,
+        frequency=frequency,
+        totals=np.asarray(sets @ weights, dtype=np.float64).ravel() if vocabulary else np.zeros(len(texts)),
+        numbers=_numbers(texts),
+        texts=joined,
+        vocabulary=list(vocabulary),
     )
-    held = np.bincount(columns, minlength=len(vocabulary)).astype(np.float64)
-    weights = np.log1p(len(texts) / np.maximum(held, 1))
-    totals = np.asarray(sets @ weights).ravel() if len(texts) else np.zeros(0)
-    return WordTable(sets=sets, weights=weights, totals=totals, numbers=hashes, texts=joined)
 
 
-def hash_words(found: tuple[str, ...]) -> int:
-    """Return a 63-bit hash of words that is the same in every process."""
-    return int(xxhash.xxh3_64_intdigest("\0".join(found).encode()) >> 1)
+def _sets(texts: Sequence[str], vocabulary: dict[str, int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Different words of each text as vocabulary numbers in order, and where each text's begin.
 
-
-def overlaps(table: WordTable, left: Ints, right: Ints) -> Floats:
-    """Return the IDF-weighted Jaccard of pairs of texts: weight of shared words / weight of all words; 1 for two empty.
-
-    `left` and `right` are row numbers, shape (pairs,).
+    Splitting and counting are Arrow's and numpy's: tens of millions of words pass here.
     """
+    parts: list[npt.NDArray[np.int32]] = []
+    sizes: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(texts), _ROWS_PER_CHUNK):
+        chunk = pa.array(texts[start : start + _ROWS_PER_CHUNK], type=pa.large_string())
+        split = pc.split_pattern(chunk, " ")
+        encoded = split.flatten().dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        number_of = np.fromiter(
+            (vocabulary.setdefault(name, len(vocabulary)) if name else -1 for name in names), np.int64, len(names)
+        )
+        found = number_of[encoded.indices.to_numpy()] if len(names) else np.zeros(0, dtype=np.int64)
+        row = np.repeat(np.arange(len(chunk)), np.diff(split.offsets.to_numpy()))
+        packed = sorted_unique(((row << 32) | found)[found >= 0])
+        parts.append((packed & 0xFFFFFFFF).astype(np.int32))
+        sizes.append(np.bincount(packed >> 32, minlength=len(chunk)))
+    starts = np.r_[0, np.cumsum(np.concatenate(sizes))] if sizes else np.zeros(1, dtype=np.int64)
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32), starts
+
+
+def _numbers(texts: Sequence[str]) -> sp.csr_matrix:
+    """How often each number stands in each text."""
+    vocabulary: dict[str, int] = {}
+    rows: list[int] = []
+    columns: list[int] = []
+    for index, text in enumerate(texts):
+        found = numbers(text)
+        rows.extend([index] * len(found))
+        columns.extend([vocabulary.setdefault(number, len(vocabulary)) for number in found])
+    ones = np.ones(len(rows), dtype=np.int32)
+    counts = sp.coo_matrix((ones, (rows, columns)), shape=(len(texts), max(1, len(vocabulary))))
+    return counts.tocsr()
+
+
+def shared_weight(table: WordTable, left: Ints, right: Ints) -> Floats:
+    """Return the weight of the words that both texts of each pair hold. `left` and `right` are row numbers."""
     out = np.empty(len(left), dtype=np.float64)
-    weighted = table.sets @ sp.diags(table.weights)
+    sets = table.sets
+    weighted = sp.csr_matrix((table.weights[sets.indices].astype(np.float32), sets.indices, sets.indptr), sets.shape)
     for start in range(0, len(left), _PAIRS_PER_CHUNK):
         part = slice(start, start + _PAIRS_PER_CHUNK)
-        shared = weighted[left[part]].multiply(table.sets[right[part]]).sum(axis=1)
-        inter = np.asarray(shared, dtype=np.float64).ravel()
-        union = table.totals[left[part]] + table.totals[right[part]] - inter
-        out[part] = np.where(union > 0, inter / np.where(union > 0, union, 1), 1.0)
+        both = weighted[left[part]].multiply(sets[right[part]])
+        out[part] = np.asarray(both.sum(axis=1, dtype=np.float64)).ravel()
     return out
 
 
-def candidate_pairs(table: WordTable, rank: Ints) -> tuple[Ints, Ints]:
-    """Return pairs of texts that share a MinHash band, each once, lower rank left. Texts without words are in none."""
-    import daft
-    import pyarrow as pa
+def candidate_pairs(texts: Sequence[str], rank: Ints) -> tuple[Ints, Ints]:
+    """Return pairs of texts that share a MinHash band, each once, lower rank left.
 
-    keys = np.empty((NUM_BANDS, len(table.texts)), dtype=np.uint64)
-    for start in range(0, len(table.texts), _ROWS_PER_CHUNK):
-        chunk = table.texts[start : start + _ROWS_PER_CHUNK]
+    `texts` are words joined by one space; those without words are in no pair.
+    """
+    import daft
+
+    keys = np.empty((NUM_BANDS, len(texts)), dtype=np.uint64)
+    for start in range(0, len(texts), _ROWS_PER_CHUNK):
+        chunk = texts[start : start + _ROWS_PER_CHUNK]
         frame = daft.from_arrow(pa.table({"text": pa.array(chunk, type=pa.string())}))
         hashed = frame.select(
             frame["text"].minhash(num_hashes=NUM_HASHES, ngram_size=NGRAM_WORDS, seed=SEED, hash_function="xxhash3_64")
         ).to_arrow()
         values = hashed.column(0).combine_chunks().flatten().to_numpy().reshape(len(chunk), NUM_BANDS, -1)
         keys[:, start : start + len(chunk)] = _band_keys(values)
-    empty = np.fromiter((not text for text in table.texts), dtype=bool, count=len(table.texts))
-    found: list[npt.NDArray[np.int64]] = []
-    for band in range(NUM_BANDS):
-        found.append(_bucket_pairs(keys[band], rank, empty))
-    pairs = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+    empty = np.fromiter((not text for text in texts), dtype=np.bool_, count=len(texts))
+    pairs = sorted_unique(np.concatenate([_bucket_pairs(keys[band], rank, empty) for band in range(NUM_BANDS)]))
     return pairs >> 32, pairs & 0xFFFFFFFF
+
+
+def sorted_unique(values: Ints) -> Ints:
+    """Return the different values in order; sorting beats numpy's hashing for tens of millions."""
+    values.sort()
+    return values[np.r_[True, values[1:] != values[:-1]]] if len(values) else values
 
 
 def _band_keys(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
@@ -133,46 +172,25 @@ def _bucket_pairs(keys: npt.NDArray[np.uint64], rank: Ints, empty: npt.NDArray[n
     """Pairs within buckets of equal keys, packed as left << 32 | right with rank[left] < rank[right]."""
     rows = np.flatnonzero(~empty)
     order = rows[np.lexsort((rank[rows], keys[rows]))]
+    if not len(order):
+        return order
     sorted_keys = keys[order]
-    starts = np.flatnonzero(np.r_[True, sorted_keys[1:] != sorted_keys[:-1]]) if len(order) else np.zeros(0, dtype=int)
+    is_start = np.r_[True, sorted_keys[1:] != sorted_keys[:-1]]
+    starts = np.flatnonzero(is_start)
     sizes = np.diff(np.r_[starts, len(order)])
+    # Most buckets hold one text: go on with the members of the others only.
+    member = np.repeat(sizes > 1, sizes)
+    order, sizes = order[member], sizes[sizes > 1]
+    starts = np.r_[0, np.cumsum(sizes)[:-1]].astype(np.int64) if len(sizes) else sizes
+    place = np.arange(len(order)) - np.repeat(starts, sizes)
+    size = np.repeat(sizes, sizes)
     pairs = []
     for distance in range(1, MAX_ALL_PAIRS):
-        for_size = (sizes <= MAX_ALL_PAIRS) | (distance == 1)
-        inside = np.repeat(np.where(for_size, sizes - distance, 0).clip(0), sizes)
-        place = np.arange(len(order)) - np.repeat(starts, sizes)
-        left = np.flatnonzero(place < inside)
+        left = np.flatnonzero((place + distance < size) & ((size <= MAX_ALL_PAIRS) | (distance == 1)))
         pairs.append((order[left] << 32) | order[left + distance])
-    large = sizes > MAX_ALL_PAIRS
-    first = np.repeat(order[starts] if len(starts) else order, sizes)
-    member = np.repeat(large, sizes) & (order != first)
-    pairs.append((first[member] << 32) | order[member])
-    return np.unique(np.concatenate(pairs)) if pairs else np.zeros(0, dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pairs:
-    """Verified pairs: row numbers and the score of each."""
-
-    left: Ints
-    right: Ints
-    scores: Floats
-
-
-def near_pairs(texts: Sequence[str], *, rank: Ints, threshold: float) -> Pairs:
-    """Return the pairs of texts that hold the same numbers and overlap at least `threshold` (0 to 1)."""
-    table = word_table(texts)
-    left, right = candidate_pairs(table, rank)
-    return verified(table, left, right, threshold=threshold)
-
-
-def verified(table: WordTable, left: Ints, right: Ints, *, threshold: float) -> Pairs:
-    """Return those of the candidate pairs that hold the same numbers and overlap at least `threshold`."""
-    same = table.numbers[left] == table.numbers[right]
-    left, right = left[same], right[same]
-    scores = overlaps(table, left, right)
-    keep = scores >= threshold
-    return Pairs(left=left[keep], right=right[keep], scores=scores[keep])
+    large = np.flatnonzero((size > MAX_ALL_PAIRS) & (place > 1))
+    pairs.append((order[np.repeat(starts, sizes)[large]] << 32) | order[large])
+    return np.concatenate(pairs)
 
 
 def clusters(num_texts: int, left: Ints, right: Ints) -> Ints:

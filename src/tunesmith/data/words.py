@@ -2,7 +2,8 @@
 
 What lives here: one normalisation, used wherever two texts are compared. What does not: what is compared with what.
 
-    words("Where is order #4711?")  ->  ["where", "is", "order", "4711"]
+    words("Where is order #4711?")    ->  ["where", "is", "order", "4711"]
+    numbers("2 lamps for $5.90")      ->  ["2", "$", "5", "90"]
 """
 
 from __future__ import annotations
@@ -13,35 +14,44 @@ import unicodedata
 
 from tunesmith.types import Conversation, Message
 
-_WORD = re.compile(r"[^\W_]+(?:['’.,][^\W_]+)*|[$€£¥₹%]", re.UNICODE)
-_NUMBER = re.compile(r"[\d$€£¥₹%]")
+_WORD = re.compile(r"[^\W_]+", re.UNICODE)
+_NUMBER = re.compile(r"\d+|[$€£¥₹%]")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f]")
+_WORDS_ONLY = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 32 for code in range(256))
+_DIGITS_ONLY = bytes(code if 48 <= code <= 57 else 32 for code in range(256))
 
 
 def normal_text(text: str) -> str:
     """Return a text in NFKC, case folded, white space runs as one space: equal for exact duplicates."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()) if text else ""
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(folded.split())
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in order, normalised.
+    """Return the words of a text in order, normalised: runs of letters and digits.
 
-    A number with points or commas is one word, and so is a sign of money. Scripts without spaces give one word a
-    character, so that two texts in them can share some.
+    Scripts without spaces give one word a character, so that two texts in them can share some.
     """
-    folded = text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return word_text(text).split()
+
+
+def word_text(text: str) -> str:
+    """Return the words of a text joined by one space."""
+    if text.isascii():
+        return b" ".join(text.encode().translate(_WORDS_ONLY).split()).decode()
+    folded = unicodedata.normalize("NFKC", text).casefold()
     found = _WORD.findall(folded)
-    if folded.isascii() or not _WIDE.search(folded):
-        return found
-    out: list[str] = []
-    for word in found:
-        out.extend(word if _WIDE.search(word) else [word])
-    return out
+    if not _WIDE.search(folded):
+        return " ".join(found)
+    return " ".join(" ".join(word) if _WIDE.search(word) else word for word in found)
 
 
-def numbers(found: list[str]) -> tuple[str, ...]:
-    """Return the words that hold a digit or are a sign of money, sorted: texts with other numbers are other texts."""
-    return tuple(sorted(word for word in found if not word.isalpha() and _NUMBER.search(word)))
+def numbers(text: str) -> list[str]:
+    """Return the digit runs and signs of money of a text: texts with other numbers are other texts."""
+    if text.isascii():
+        found = text.encode().translate(_DIGITS_ONLY).decode().split()
+        return [*found, *("$" * text.count("$")), *("%" * text.count("%"))]
+    return _NUMBER.findall(unicodedata.normalize("NFKC", text))
 
 
 def prompt_text(conversation: Conversation) -> str:
