@@ -13,6 +13,7 @@ No special token is ever added around a text: the chat template writes them all,
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from bisect import bisect_right
@@ -269,8 +270,14 @@ def _bare_spec(tokenizer_json: str, config: Mapping[str, JSON], *, name: str) ->
 
 
 def _build(spec: Mapping[str, JSON], *, name: str) -> tokenizers.Tokenizer:
+    return _backend_of(json.dumps(spec), name)
+
+
+@functools.lru_cache(maxsize=8)
+def _backend_of(text: str, name: str) -> tokenizers.Tokenizer:
+    """Build a tokenizer once per text: reading a large vocabulary takes a second, and encoding changes nothing."""
     try:
-        backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception for every kind of bad file
         raise ContractError("the tokenizer cannot be read", where=name, found=str(error)[:200]) from error
     backend.encode_special_tokens = False

@@ -4,10 +4,12 @@ A family's tokenizer has the family's control tokens, with the flags that the re
 hand: SmolLM2's for byte-level families, a small SentencePiece-like one for the others.
 """
 
+import atexit
 import functools
 import importlib.util
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -169,6 +171,18 @@ def family_renderer(name: str, **arguments: object) -> Renderer:
     tokenizer = family_tokenizer(name)
     date = datetime.date(2025, 1, 1)
     return Renderer(family_template(name), {**tokenizer.special, **arguments}, tokenizer, date)
+
+
+@functools.cache
+def small_base() -> Path:
+    """A base folder with SmolLM2's template and control tokens over a small vocabulary."""
+    folder = Path(tempfile.mkdtemp(prefix="tunesmith-tests-base-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tokenizer = family_tokenizer("smollm2")
+    (folder / "tokenizer.json").write_text(tokenizer.json_text, "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer.config), "utf-8")
+    (folder / "chat_template.jinja").write_text(family_template("smollm2").text, "utf-8")
+    return folder
 
 
 MERGES = 6000
