@@ -70,8 +70,13 @@ def _next_steps(road: Road) -> list[str]:
         return ["tunesmith show"]
     if road.gates["promotable"]:
         return ["tunesmith promote --to staging", "tunesmith serve", "tunesmith show --json"]
-    missed = next(v["criterion"] for v in road.gates["verdicts"] if v["verdict"] != "pass")
-    return [f"# not promotable yet: {missed}", "tunesmith show evaluate", "tunesmith explain bundle"]
+    missed = [v["criterion"] for v in road.gates["verdicts"] if v["verdict"] != "pass"]
+    if not missed:
+        return [
+            "# not promotable yet: the contract states no acceptance criteria",
+            "tunesmith explain contract.criteria",
+        ]
+    return [f"# not promotable yet: {missed[0]}", "tunesmith show evaluate", "tunesmith explain bundle"]
 
 
 def road_page(title: str, road: Road) -> str:
