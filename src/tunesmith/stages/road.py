@@ -71,7 +71,7 @@ def _next_steps(road: Road) -> list[str]:
     if road.gates["promotable"]:
         return ["tunesmith promote --to staging", "tunesmith serve", "tunesmith show --json"]
     missed = next(v["criterion"] for v in road.gates["verdicts"] if v["verdict"] != "pass")
-    return [f"not promotable: {missed}; tunesmith show evaluate", "tunesmith explain evaluate"]
+    return [f"# not promotable yet: {missed}", "tunesmith show evaluate", "tunesmith explain bundle"]
 
 
 def road_page(title: str, road: Road) -> str:
