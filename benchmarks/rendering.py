@@ -32,11 +32,11 @@ from tunesmith.chat.refusal import Refused
 from tunesmith.chat.template import ChatTemplate, find_templates
 from tunesmith.types import Conversation
 
-WORDS = tuple(
-    """please my order has not arrived yet and the tracking page says delivered can you check why card was charged
-    twice refund parcel broken screen invoice address change password login error update account cancel subscription
-    """.split()
-)
+TEXT = """
+please my order has not arrived yet and the tracking page says delivered can you check why card was charged twice refund
+parcel broken screen invoice address change password login error update account cancel subscription
+"""
+WORDS = TEXT.split()
 LABELS = ("refund", "delivery", "billing", "account", "other")
 ROWS = 20_000
 BATCH = 512
