@@ -217,6 +217,8 @@ class Renderer:
             )
         elif self.traits.content is ContentForm.PARTS:
             shaped = as_parts(shaped)
+        if shaped.get("tool_calls") in ([], ()):
+            del shaped["tool_calls"]  # no calls, as Arrow spells it; templates ask whether the key is there
         if shaped.get("tool_calls"):
             if not isinstance(shaped["tool_calls"], list):
                 found = type(shaped["tool_calls"]).__name__
