@@ -9,11 +9,13 @@ import pytest
 
 from tunesmith.errors import PlanError
 from tunesmith.evals.code import CodeProblem, run_samples
-from tunesmith.evals.sandbox import require_sandbox
+from tunesmith.evals.sandbox import Limits, require_sandbox
 
 FILE = Path(__file__).parents[2] / "../shared/data/code_mbpp.jsonl"
 TESTS_NAME_THINGS_THAT_DO_NOT_EXIST = {"mbpp-367", "mbpp-927"}
 """Their tests use trees (`root`, `root1`) that neither the row's tests nor its solution defines."""
+PATIENT = Limits(wall_seconds=120.0, cpu_seconds=60.0)
+"""One reference solution takes seconds of computing; a busy machine must not fail it."""
 
 
 def _rows():
@@ -31,7 +33,7 @@ def test_reference_solutions_pass_and_the_same_with_another_answer_fail():
     odd = {"mbpp-126", "mbpp-533", "mbpp-596", "mbpp-601"} | TESTS_NAME_THINGS_THAT_DO_NOT_EXIST
     chosen = [row for i, row in enumerate(rows) if i % 17 == 3 or row["id"] in odd]
     problems = [CodeProblem.from_row(row) for row in chosen]
-    results = run_samples(problems, [[row["messages"][-1]["content"]] for row in chosen], workers=2)
+    results = run_samples(problems, [[row["messages"][-1]["content"]] for row in chosen], workers=2, limits=PATIENT)
     verdicts = {problem.id: runs[0] for problem, runs in zip(problems, results, strict=True)}
     failed = {
         name: f"{run.verdict.value} {run.detail}" for name, run in verdicts.items() if run.verdict.value != "passed"

@@ -23,7 +23,7 @@ from tunesmith.core.stage import registered
 from tunesmith.types import canonical_json, sha256_hex
 
 GOLDEN = Path(__file__).with_name("golden_digests.json")
-WORLD = Path(__file__).parents[1] / "unit" / "chat" / "tokenizer_world.py"
+WORLD = Path(__file__).parents[1] / "unit" / "chat" / "chat_world.py"
 _HTML = (".html",)
 
 
