@@ -58,6 +58,8 @@ class Message:
     """Whether this turn trains; `None` leaves it to the contract's loss policy."""
     weight: float | None = None
     """Loss weight of this turn's tokens; `None` is 1."""
+    spans: tuple[tuple[int, int, float], ...] = ()
+    """(start, end, factor): loss weights of parts of the content, in characters, times the turn's weight."""
 
     def to_json(self) -> dict[str, JSON]:
         """Return the OpenAI chat shape, absent fields left out."""
@@ -82,6 +84,8 @@ class Message:
             value = getattr(self, key)
             if value is not None:
                 out[key] = value
+        if self.spans:
+            out["spans"] = [list(span) for span in self.spans]
         return out
 
     @classmethod
@@ -100,6 +104,7 @@ class Message:
             tool_call_id=value.get("tool_call_id"),
             train=value.get("train"),
             weight=value.get("weight"),
+            spans=tuple((start, end, factor) for start, end, factor in value.get("spans") or ()),
         )
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tunesmith.train.batches import StepPlan
 from tunesmith.train.checkpoint import Identity
 from tunesmith.train.examples import table_of
 from tunesmith.train.loop import run_training
-from tunesmith.train.optim import adamw
+from tunesmith.train.optim import adamw, parameter_groups
 from tunesmith.train.passes import DocumentPass, FlatPass, FusedPass
 from tunesmith.train.schedule import learning_rate_at
 from tunesmith.types import Example
@@ -69,7 +70,8 @@ def our_curve(examples, tmp_path, *, make_pass, max_tokens=10_000):
         val=table_of(()),
         loss_pass=make_pass(model),
         plan=plan_of(examples),
-        optimizer=adamw(parameters, weight_decay=DECAY),
+        optimizer=adamw(parameter_groups(parameters, weight_decay=DECAY)),
+        publish=lambda: None,
         learning_rate_at=lambda step: learning_rate_at(
             step, total_steps=STEPS, peak=PEAK, warmup_ratio=WARMUP, schedule="cosine"
         ),
@@ -181,3 +183,30 @@ def test_bfloat16_stays_close_to_float32(tmp_path):
     rounded = our_curve(rows(), tmp_path / "rounded", make_pass=in_bfloat16)
     for mine, theirs in zip(rounded, exact, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=5e-3)
+
+
+def test_the_loss_curve_is_that_of_the_plain_loop_in_one_file(tmp_path, monkeypatch):
+    """examples/sft_in_150_lines.py shares no code with the engine: padded batches, its own LoRA, its own schedule."""
+    path = Path(__file__).parents[2] / "examples" / "sft_in_150_lines.py"
+    spec = importlib.util.spec_from_file_location("sft_in_150_lines", path)
+    plain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plain)
+    assert "tunesmith" not in [name.partition(".")[0] for name in vars(plain)]
+    for name, value in {"SEED": 11, "EPOCHS": 2, "BATCH_SIZE": BATCH, "LEARNING_RATE": PEAK}.items():
+        monkeypatch.setattr(plain, name, value)
+    for name, value in {"WARMUP_RATIO": WARMUP, "WEIGHT_DECAY": DECAY, "CLIP": CLIP}.items():
+        monkeypatch.setattr(plain, name, value)
+    ours = our_curve(rows(), tmp_path, make_pass=PASSES["fused"])
+    adapted = tiny_model()
+    start = {name: parameter.detach().clone() for name, parameter in adapter_parameters(adapted).items()}
+    model = adapted.unload()
+    adapters = plain.add_lora(model, rank=4, alpha=8)
+    with torch.no_grad():
+        for name, adapter in adapters.items():
+            adapter.a.copy_(start[f"base_model.model.{name}.lora_A.default.weight"])
+    losses = plain.train(model, [(list(row.ids), list(row.weights)) for row in rows()], log=lambda line: None)
+    assert len(losses) == len(ours) == STEPS
+    for mine, theirs in zip(ours, losses, strict=True):
+        assert mine["loss"] == pytest.approx(theirs, rel=1e-4)
+    plain.save(adapters, tmp_path / "adapter", "tiny")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

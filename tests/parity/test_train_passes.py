@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from tunesmith.model.attention import DocumentLayout, Segment
+from tunesmith.model.full import train_all_
 from tunesmith.model.lora import adapter_parameters, add_lora
 from tunesmith.train import passes
 from tunesmith.train.batches import flatten, micro_batches
@@ -100,14 +102,14 @@ def reference(model, table, indices):
         ids[at, : len(tokens)] = torch.tensor(tokens)
         mask[at, : len(tokens)] = 1
         weights[at, : len(tokens)] = torch.tensor(row_weights)
-    model.get_base_model().set_attn_implementation("eager")
+    (model.get_base_model() if isinstance(model, PeftModel) else model).set_attn_implementation("eager")
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
     losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     return (losses * weights[:, 1:].flatten()).sum() / weights.sum()
 
 
 def gradients(model, loss):
-    return torch.autograd.grad(loss, list(adapter_parameters(model).values()), allow_unused=True)
+    return torch.autograd.grad(loss, list(adapter_parameters(model).values()))
 
 
 def assert_same(model, loss, grads, expected_loss, expected_grads):
@@ -132,6 +134,39 @@ def test_each_pass_computes_what_transformers_and_peft_compute(config, kind):
     batch = flatten(table, range(12), share_prefixes=loss_pass.shares_prefixes)
     assert (batch.num_rows < batch.num_tokens) == loss_pass.shares_prefixes
     loss = loss_pass.loss(batch, denominator=float(batch.weights.sum()))
+    assert_same(model, loss, gradients(model, loss), expected, expected_grads)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("kind", ["fused", "flat"])
+def test_training_all_weights_gives_the_gradients_of_transformers(config, kind):
+    torch.manual_seed(1)
+    model, table = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval(), examples()
+    train_all_(model)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+    expected = reference(model, table, range(12))
+    expected_grads = gradients(model, expected)
+    loss_pass = FusedPass(model, gradient_checkpointing=False) if kind == "fused" else FlatPass(model, plain_head=True)
+    batch = flatten(table, range(12), share_prefixes=True)
+    loss = loss_pass.loss(batch, denominator=float(batch.weights.sum()))
+    assert_same(model, loss, gradients(model, loss), expected, expected_grads)
+
+
+@pytest.mark.parametrize("lora", [{"scaling": "rslora"}, {"decomposition": "dora"}], ids=str)
+def test_other_updates_than_plain_lora_take_pefts_own_arithmetic(lora):
+    model, table = adapted(CONFIGS["llama"], rank=3, alpha=5, **lora), examples()
+    if "decomposition" in lora:
+        for name, parameter in adapter_parameters(model).items():
+            if "magnitude" in name:
+                torch.nn.init.normal_(parameter, mean=0.5, std=0.1)
+    expected = reference(model, table, range(12))
+    expected_grads = gradients(model, expected)
+    choice = choose_pass(model, table, gradient_checkpointing=False)
+    assert choice.loss_pass.name == ("flat" if "decomposition" in lora else "fused")
+    batch = flatten(table, range(12), share_prefixes=True)
+    loss = choice.loss_pass.loss(batch, denominator=float(batch.weights.sum()))
     assert_same(model, loss, gradients(model, loss), expected, expected_grads)
 
 

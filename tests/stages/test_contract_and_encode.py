@@ -109,6 +109,15 @@ def test_system_prompts_are_text_none_or_the_rows_own():
     assert len({json.dumps(identity, sort_keys=True) for identity in identities}) == 3
 
 
+def test_a_family_enters_identity_by_its_text():
+    from tunesmith.chat.families import family_template
+
+    identity = ContractSpec.model_validate({"template": "chatml"}).identity()
+    assert identity["template"]["sha256"] == family_template("chatml").sha256
+    with pytest.raises(ValidationError, match="has the hash"):
+        ContractSpec.model_validate({"template": {"kind": "family", "name": "chatml", "sha256": "0" * 64}})
+
+
 def encoded(run_stage, base, tmp_path, train, val=(), **spec):
     contract = run_stage("contract", {"base": base}, {**SPEC, **spec}, tmp_path)
     return run_stage("encode", {"splits": splits(tmp_path, train, val), "contract": contract}, {}, tmp_path), contract

@@ -16,8 +16,9 @@ from training_process import train_in
 from training_world import artifact, examples, training_inputs, write_examples
 
 from tunesmith.errors import ContractError, PlanError, TrainingError
-from tunesmith.stages import train as train_stage
-from tunesmith.stages.train import TrainSpec, check
+from tunesmith.model.load import load_model
+from tunesmith.stages import training
+from tunesmith.stages.training import TrainSpec, check
 
 SPEC = {
     "learning_rate": 5e-3,
@@ -194,7 +195,7 @@ def test_an_adapter_that_saves_other_weights_is_no_success(run_stage, world, tmp
             save_file({name: tensor * 0.5 for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
 
     monkeypatch.setattr(lora, "save_adapter", inert)
-    with pytest.raises(TrainingError, match="does not compute what the trained model computes"):
+    with pytest.raises(TrainingError, match="do not compute what the trained model computes"):
         run_stage("train", world, SPEC, tmp_path)
 
 
@@ -240,10 +241,21 @@ FLIPS = {
     "warmup_ratio": 0.5,
     "lr_scheduler_type": "linear",
     "weight_decay": 0.3,
+    "optimizer": {"kind": "sgd", "momentum": 0.5},
+    "optimizer.beta1": {"kind": "adamw", "beta1": 0.5},
+    "optimizer.beta2": {"kind": "adamw", "beta2": 0.9},
+    "optimizer.epsilon": {"kind": "adamw", "epsilon": 1e-2},
+    "optimizer.muon": {"kind": "muon"},
+    "optimizer.adafactor": {"kind": "adafactor"},
+    "neftune_noise_alpha": 5.0,
     "max_grad_norm": 0.01,
     "adapter": {"kind": "lora", "rank": 2, "alpha": 8},
     "adapter.alpha": {"kind": "lora", "rank": 4, "alpha": 4},
     "adapter.dropout": {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.3},
+    "adapter.scaling": {"kind": "lora", "rank": 4, "alpha": 8, "scaling": "rslora"},
+    "adapter.lora_plus_ratio": {"kind": "lora", "rank": 4, "alpha": 8, "lora_plus_ratio": 4},
+    "adapter.dora": {"kind": "dora", "rank": 4, "alpha": 8},
+    "adapter.full": {"kind": "full"},
     "adapter.targets": {"kind": "lora", "rank": 4, "alpha": 8, "targets": ["q_proj"]},
     "dtype": "bfloat16",
     "evals_per_epoch": 1,
@@ -254,6 +266,8 @@ FLIPS = {
 @pytest.mark.parametrize("key", FLIPS)
 def test_every_key_changes_what_training_does(run_stage, world, trained, tmp_path, key):
     flipped = {**SPEC, key.split(".")[0]: FLIPS[key]}
+    if key == "optimizer":
+        flipped["learning_rate"] = 1.0  # gradient descent moves by the gradient itself, which is small
     made = run_stage("train", world, flipped, tmp_path)
     ours = [(r["step"], r.get("loss"), r.get("val_loss"), r.get("passes")) for r in lines(made.path / "metrics.jsonl")]
     once = [
@@ -283,9 +297,69 @@ def test_gradient_checkpointing_keeps_no_activations_and_the_same_weights(
 
 def test_every_key_of_the_settings_is_flipped_above():
     flipped = {key.split(".")[0] for key in FLIPS} | {"gradient_checkpointing", "early_stopping_patience"}  # own tests
-    assert flipped == set(TrainSpec.model_fields)
+    assert flipped == set(training.TrainSpec.model_fields)
     nested = {key.split(".")[1] for key in FLIPS if "." in key} | {"kind", "rank"}
-    assert nested == set(train_stage.Lora.model_fields)
+    assert set(training.Lora.model_fields) | set(training.AdamW.model_fields) <= nested
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("muon", 5e-3), ("sgd", 1.0)])
+def test_momentum_of_other_optimizers_counts(run_stage, world, tmp_path, kind, rate):
+    made = [
+        run_stage("train", world, {**SPEC, "learning_rate": rate, "optimizer": {"kind": kind, "momentum": momentum}}, tmp_path)
+        for momentum in (0.5, 0.9)
+    ]
+    assert made[0].summary["last_loss"] != made[1].summary["last_loss"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"optimizer": {"kind": "muon"}, "adapter": {"kind": "full"}},
+        {"optimizer": {"kind": "adafactor"}},
+        {"adapter": {"kind": "dora", "rank": 4, "alpha": 8}},
+        {"adapter": {"kind": "full"}, "dtype": "bfloat16"},
+        {"neftune_noise_alpha": 5.0},
+    ],
+    ids=str,
+)
+def test_every_way_of_training_resumes_bit_for_bit(world, tmp_path, spec):
+    once, again = copy_of(world, tmp_path / "once"), copy_of(world, tmp_path / "again")
+    train_in(once, {**SPEC, **spec})
+    with pytest.raises(Interrupted):
+        train_in(again, {**SPEC, **spec}, log=interrupt_at(5, "train_step"))
+    assert train_in(again, {**SPEC, **spec})["resumed_from_step"] == 4
+    for file in (once / "out" / "adapter").iterdir():
+        assert (again / "out" / "adapter" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_full_fine_tuning_leaves_a_whole_model_that_loads_anywhere(run_stage, world, tmp_path, dtype):
+    spec = {**SPEC, "adapter": {"kind": "full"}, "dtype": dtype, "learning_rate": 1e-3, "num_train_epochs": 4}
+    made = run_stage("train", world, spec, tmp_path)
+    assert made.summary["best_val_loss"] < made.summary["base_val_loss"]
+    assert made.summary["pass"] == "fused"
+    outside = AutoModelForCausalLM.from_pretrained(made.path / "adapter")
+    ours = load_model(world["base"].path / "model", dtype=dtype, adapter_dir=made.path / "adapter")
+    ids = torch.tensor([examples(1, seed=5)[0]["ids"]])
+    torch.testing.assert_close(outside(ids).logits, ours(ids).logits)
+    base = AutoModelForCausalLM.from_pretrained(world["base"].path / "model")
+    moved = [
+        name
+        for name, tensor in outside.state_dict().items()
+        if not torch.equal(tensor.float(), base.state_dict()[name])
+    ]
+    assert len(moved) == len(base.state_dict())
+    assert "tunesmith" not in (made.path / "adapter" / "config.json").read_text()
+
+
+def test_small_steps_on_bfloat16_weights_are_not_lost(run_stage, world, tmp_path):
+    """At a rate of 1e-5 no bf16 weight would move in one step; the float32 masters add the steps up."""
+    spec = {**SPEC, "adapter": {"kind": "full"}, "learning_rate": 1e-5, "num_train_epochs": 10, "warmup_ratio": 0}
+    exact = run_stage("train", world, {**spec, "dtype": "float32"}, tmp_path).summary
+    rounded = run_stage("train", world, {**spec, "dtype": "bfloat16"}, tmp_path).summary
+    gained, expected = (run["base_val_loss"] - run["best_val_loss"] for run in (rounded, exact))
+    assert expected > 0
+    assert gained == pytest.approx(expected, rel=0.3)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ sys.path.append(str(Path(__file__).parent))
 from training_world import artifact
 
 from tunesmith.core.stage import Context
-from tunesmith.stages.train import TrainInputs, TrainSpec, train
+from tunesmith.stages.train import TrainInputs, train
+from tunesmith.stages.training import TrainSpec
 
 
 def train_in(root: Path, spec: dict, *, log=lambda name, fields: None) -> dict:

@@ -26,6 +26,8 @@ from tunesmith.errors import ContractError
 from tunesmith.types import JSON
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which JSON can spell and UTF-8 cannot."""
 TRAINING_KEYS = frozenset(("train", "weight", "spans"))
 """Keys of a message that say how it trains; templates never see them."""
 
@@ -121,6 +123,12 @@ class Renderer:
     def text(self, shaped: Shaped, count: int, *, prompt: bool) -> Text:
         """Render the first `count` messages. `prompt` adds the generation prompt."""
         plain = self._render(shaped.messages[:count], shaped.tools, prompt=prompt)
+        if not plain.isascii() and SURROGATE.search(plain):
+            raise Refused(
+                RefusalKind.BAD_INPUT,
+                "the conversation holds half a character (a lone surrogate), which no tokenizer takes",
+                hint="decode the source as UTF-8, or remove the broken character",
+            )
         if shaped.masked is None:
             return Text(plain, plain)
         guarded = self._render(shaped.masked.messages[:count], shaped.masked.tools, prompt=prompt)
@@ -209,7 +217,12 @@ class Renderer:
             )
         elif self.traits.content is ContentForm.PARTS:
             shaped = as_parts(shaped)
+        if shaped.get("tool_calls") in ([], ()):
+            del shaped["tool_calls"]  # no calls, as Arrow spells it; templates ask whether the key is there
         if shaped.get("tool_calls"):
+            if not isinstance(shaped["tool_calls"], list):
+                found = type(shaped["tool_calls"]).__name__
+                raise Refused(RefusalKind.BAD_INPUT, "tool_calls must be a list", where=where, found=found)
             shaped["tool_calls"] = [self._shape_call(call, where) for call in shaped["tool_calls"]]
         return shaped
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from tunesmith.chat.insertion import find_insertion
 from tunesmith.chat.mask import Trained, train
 from tunesmith.chat.refusal import Refused
-from tunesmith.chat.render import Renderer, require_tokenizer
+from tunesmith.chat.render import SURROGATE, Renderer, require_tokenizer
 from tunesmith.chat.tokenizer import Tokenizer
 from tunesmith.chat.turns import Reasoning, TrainOn, Turn, group_turns, plan_turns
 from tunesmith.chat.words import Words
@@ -100,13 +100,16 @@ class Skeletons:
         return None if program is None else _Plan.of(program, contents, self.renderer.guard.pattern)
 
     def _is_plain(self, message: Message, content: str, thought: str | None) -> bool:
-        if message.tool_calls or message.weight is not None or message.name is not None or message.tool_call_id:
+        flagged = message.tool_calls or message.spans or message.weight is not None
+        if flagged or message.name is not None or message.tool_call_id is not None:
             return False
         sought = self._sought
         for text in (content,) if thought is None else (content, thought):
             if not text or (self._strips and (text[0].isspace() or text[-1].isspace())):
                 return False
             if sought is not None and sought.search(text):
+                return False
+            if not text.isascii() and SURROGATE.search(text):
                 return False
         return thought is None or self.reasoning is Reasoning.TRAIN
 

@@ -227,26 +227,37 @@ def _marks(message: RawMessage, text: Text, start: int, weight: float, reasoning
     """Return the weights of the target's characters."""
     end = len(text.plain)
     spans = message.get("spans") or ()
+    spans = spans if isinstance(spans, (list, tuple)) else (spans,)
     hide = reasoning is Reasoning.MASK and (
         message.get("reasoning_content") or "</think>" in str(message.get("content"))
     )
     if not spans and not hide:
         return ((start, end, weight),)
-    answer = str(message.get("content") or "")
+    content = message.get("content") or ""
+    answer = content if isinstance(content, str) else "".join(part["text"] for part in content)
     if hide:
         answer = answer.rpartition("</think>")[2]
     at, skipped = _locate(text.plain, answer, start)
     marks: list[Mark] = [(at, end, weight)] if hide else [(start, end, weight)]
-    for low, high, factor in spans:
-        if not 0 <= low <= high <= len(answer) or factor < 0:
+    for span in spans:
+        if not _is_span(span, len(answer)):
             raise Refused(
                 RefusalKind.BAD_INPUT,
                 "a weighted span does not lie in the content",
-                found=f"[{low}, {high}, {factor}] in {len(answer)} characters",
+                expected=f"[start, end, weight] in {len(answer)} characters",
+                found=repr(span)[:80],
             )
+        low, high, factor = span
         first, last = at + max(low - skipped, 0), at + min(max(high - skipped, 0), len(answer.strip()))
         marks = _override(marks, first, last, weight * factor)
     return tuple(mark for mark in marks if mark[0] < mark[1])
+
+
+def _is_span(span: JSON, length: int) -> bool:
+    if not isinstance(span, (list, tuple)) or len(span) != 3 or not all(isinstance(x, int | float) for x in span):
+        return False
+    low, high, factor = span
+    return isinstance(low, int) and isinstance(high, int) and 0 <= low <= high <= length and factor >= 0
 
 
 def _locate(text: str, answer: str, start: int) -> tuple[int, int]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -52,6 +55,9 @@ def register(app: typer.Typer) -> None:
         ready_file: Annotated[
             Path | None, typer.Option(metavar="FILE", help="Write the URL here, as JSON, once requests are taken.")
         ] = None,
+        until_eof: Annotated[
+            bool, typer.Option("--until-eof", help="Stop when standard input ends: not to outlive who started it.")
+        ] = False,
         store: StoreOption = None,
     ) -> None:
         """Serve a bundle: /v1/chat/completions, /v1/models, /v1/feedback, /health, /metrics."""
@@ -59,6 +65,8 @@ def register(app: typer.Typer) -> None:
         from tunesmith.serve.app import Settings
         from tunesmith.serve.limits import Limits
 
+        if until_eof:
+            threading.Thread(target=_stop_at_eof, name="tunesmith-stdin", daemon=True).start()
         limits = Limits(
             max_prompt_tokens=max_prompt_tokens,
             max_new_tokens=max_new_tokens,
@@ -79,6 +87,13 @@ def register(app: typer.Typer) -> None:
             log=lambda name, fields: typer.echo(f"{name}: {json.dumps(dict(fields))}", err=True),
             store=store,
         )
+
+
+def _stop_at_eof() -> None:
+    """Wait for the end of standard input, which comes when the process at its other end dies, and stop in order."""
+    while sys.stdin.buffer.read(1 << 16):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _say_ready(listening: Listening, ready_file: Path | None) -> None:

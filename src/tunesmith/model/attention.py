@@ -290,7 +290,7 @@ def attention_backward(
         flat_grad.index_copy_(0, bucket.own_keys + heads.num_keys, grad_values[:, own].reshape(-1, size))
         if bucket.num_prefix:
             sums = [
-                part[:, : bucket.num_prefix].unflatten(0, (-1, heads.num_keys)).sum(0, dtype=torch.float32)
+                torch.unflatten(part[:, : bucket.num_prefix], 0, (-1, heads.num_keys)).sum(0, dtype=torch.float32)
                 for part in (grad_keys, grad_values)
             ]
             shared.append((bucket.prefix, sums[0].transpose(0, 1), sums[1].transpose(0, 1)))
@@ -324,7 +324,7 @@ class _Block:
 def _grouped(rows: torch.Tensor, heads: Heads) -> torch.Tensor:
     """Turn [L, H, D] into [K, G x L, D]."""
     length, _, size = rows.shape
-    split = rows.unflatten(1, (heads.num_keys, heads.group)).permute(1, 2, 0, 3)
+    split = torch.unflatten(rows, 1, (heads.num_keys, heads.group)).permute(1, 2, 0, 3)
     return split.reshape(heads.num_keys, heads.group * length, size)
 
 

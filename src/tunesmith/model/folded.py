@@ -39,58 +39,68 @@ def adapter_of(layer: torch.nn.Module) -> Adapter | None:
     return Adapter(a=layer.lora_A[name].weight, b=layer.lora_B[name].weight, scale=float(layer.scaling[name]))
 
 
+def plain_of(layer: torch.nn.Module) -> torch.nn.Linear:
+    """Return the linear layer under an adapter, or the layer itself."""
+    plain = layer.base_layer if isinstance(layer, LoraLinear) else layer
+    assert isinstance(plain, torch.nn.Linear)
+    return plain
+
+
 class FoldedLinear:
     """A group of linear layers over one input: `out` rows of all layers together, `rank` of all adapters together.
 
     `matrix` is [out + rank, in + rank]: `[[W, s B], [A, 0]]`, B block-diagonal over the layers.
+    Trained are the adapters, or the weights themselves where they require gradients.
     """
 
     def __init__(self, layers: Sequence[torch.nn.Module]) -> None:
-        plain = [layer.base_layer if isinstance(layer, LoraLinear) else layer for layer in layers]
-        assert all(isinstance(layer, torch.nn.Linear) for layer in plain)
+        plain = [plain_of(layer) for layer in layers]
         self.adapters = [adapter_of(layer) for layer in layers]
-        self.num_inputs = int(plain[0].in_features)
-        self.sizes = [int(layer.out_features) for layer in plain]
+        self.num_inputs = plain[0].in_features
+        self.sizes = [layer.out_features for layer in plain]
         self.num_outputs = sum(self.sizes)
         self.ranks = [adapter.a.shape[0] if adapter else 0 for adapter in self.adapters]
         self.rank = sum(self.ranks)
-        weight = plain[0].weight
+        self.weights = [layer.weight for layer in plain]
+        self.biases = [layer.bias for layer in plain]
+        first = plain[0].weight
         shape = (self.num_outputs + self.rank, self.num_inputs + self.rank)
-        self.matrix = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.matrix = torch.zeros(shape, dtype=first.dtype, device=first.device)
         row = 0
         for layer, size in zip(plain, self.sizes, strict=True):
             view = self.matrix[row : row + size, : self.num_inputs]
             view.copy_(layer.weight.data)
             layer.weight.data = view
             row += size
-        biases = [layer.bias for layer in plain]
         self.bias = (
-            torch.cat(
-                [
-                    torch.zeros(size, dtype=weight.dtype) if bias is None else bias.data
-                    for bias, size in zip(biases, self.sizes, strict=True)
-                ]
-            )
-            if any(bias is not None for bias in biases)
+            torch.zeros(self.num_outputs, dtype=first.dtype, device=first.device)
+            if any(bias is not None for bias in self.biases)
             else None
         )
         self.refresh_()
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """A and B of each adapted layer, in the order in which `gradients` returns theirs."""
-        return [tensor for adapter in self.adapters if adapter for tensor in (adapter.a, adapter.b)]
+        """What trains, in the order in which `gradients` returns theirs: A, B, weight, bias of each layer."""
+        out: list[torch.nn.Parameter] = []
+        for adapter, weight, bias in zip(self.adapters, self.weights, self.biases, strict=True):
+            candidates = ([adapter.a, adapter.b] if adapter else []) + [weight] + ([bias] if bias is not None else [])
+            out += [parameter for parameter in candidates if parameter.requires_grad]
+        return out
 
     def refresh_(self) -> None:
-        """Copy the float32 masters into the matrix: once after each optimizer step."""
+        """Copy the float32 masters and the biases into the folded tensors: once after each optimizer step."""
         row, at = 0, 0
         with torch.no_grad():
-            for adapter, size, rank in zip(self.adapters, self.sizes, self.ranks, strict=True):
+            for adapter, bias, size, rank in zip(self.adapters, self.biases, self.sizes, self.ranks, strict=True):
                 if adapter:
                     self.matrix[self.num_outputs + at : self.num_outputs + at + rank, : self.num_inputs] = adapter.a
                     self.matrix[row : row + size, self.num_inputs + at : self.num_inputs + at + rank] = (
                         adapter.b * adapter.scale
                     )
+                if bias is not None:
+                    assert self.bias is not None
+                    self.bias[row : row + size] = bias
                 row, at = row + size, at + rank
 
     def wide_input(self, num_rows: int) -> torch.Tensor:
@@ -116,17 +126,22 @@ class FoldedLinear:
         return torch.mm(wide_grad, self.matrix[:, : self.num_inputs]) if needs_input else None
 
     def gradients(self, wide: torch.Tensor, wide_grad: torch.Tensor) -> list[torch.Tensor]:
-        """Return the float32 gradients of `parameters`, after `forward` and `backward` have filled both buffers."""
+        """Return the gradients of `parameters`, after `forward` and `backward` have filled both buffers."""
         grads: list[torch.Tensor] = []
-        if not self.rank:
-            return grads
         x = wide[:, : self.num_inputs]
-        grad_a = torch.mm(wide_grad[:, self.num_outputs :].t(), x).float()
+        grad_a = torch.mm(wide_grad[:, self.num_outputs :].t(), x).float() if self.rank else None
         row, at = 0, 0
-        for adapter, size, rank in zip(self.adapters, self.sizes, self.ranks, strict=True):
-            if adapter:
+        for adapter, weight, bias, size, rank in zip(
+            self.adapters, self.weights, self.biases, self.sizes, self.ranks, strict=True
+        ):
+            grad = wide_grad[:, row : row + size]
+            if adapter and grad_a is not None:
                 down = wide[:, self.num_inputs + at : self.num_inputs + at + rank]
                 grads.append(grad_a[at : at + rank])
-                grads.append(torch.mm(wide_grad[:, row : row + size].t(), down).float().mul_(adapter.scale))
+                grads.append(torch.mm(grad.t(), down).float().mul_(adapter.scale))
+            if weight.requires_grad:
+                grads.append(torch.mm(grad.t(), x))
+            if bias is not None and bias.requires_grad:
+                grads.append(grad.sum(0, dtype=torch.float32).to(bias.dtype))
             row, at = row + size, at + rank
         return grads

@@ -1,13 +1,14 @@
 """A forward and backward of Llama-shaped decoders over flat batches, written for speed, over the model's own weights.
 
-    hidden = FusedDecoder(model).hidden(ids, positions, layout, rows)     # [S, E], after the final norm
+    hidden = FusedDecoder(model).hidden(embedded, positions, layout, rows)     # [S, E], after the final norm
 
 What lives here: the two halves of a decoder layer as autograd Functions with hand-written backwards, and their
 assembly. What does not: products with folded adapters (`model.folded`), attention (`model.attention`), the loss
 (`train.loss`).
 
-It serves Llama, Mistral, Qwen2, Qwen3, SmolLM2 (`why_not_fused` names what it refuses), with the base frozen and LoRA
-on any of the linear layers. transformers stays the reference: `train.passes` proves both equal before training uses it.
+It serves Llama, Mistral, Qwen2, Qwen3, SmolLM2 (`why_not_fused` names what it refuses), with LoRA on any of the linear
+layers of a frozen base, or with all weights trained. transformers stays the reference: `train.passes` proves both equal
+before training uses it.
 
 Shapes: T rows, E hidden size, H query heads, K key heads, D head size, F feed-forward size.
 """
@@ -36,19 +37,28 @@ def rms_norm_(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.T
     """
     wide = x.float()
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-    torch.mul((wide * inverse).to(x.dtype), weight, out=out)
+    torch.mul((wide * inverse).to(x.dtype), weight.detach(), out=out)
     return inverse
 
 
-def rms_norm_backward(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of x, float32.
+def rms_norm_backward(
+    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the gradient of x, float32, and that of the weight where it trains.
 
-    With n = x * inverse and g = grad * weight: dx = inverse * (g - n * mean(g * n)).
+    With n = x * inverse and g = grad * weight: dx = inverse * (g - n * mean(g * n)), dweight = sum of grad * n.
     """
-    scaled = grad.float() * weight
+    wide = grad.float()
     normal = x.float() * inverse
+    weight_grads = [(wide * normal).flatten(0, -2).sum(0).to(weight.dtype)] if weight.requires_grad else []
+    scaled = wide * weight.detach()
     mean = (scaled * normal).mean(-1, keepdim=True)
-    return scaled.sub_(normal.mul_(mean)).mul_(inverse)
+    return scaled.sub_(normal.mul_(mean)).mul_(inverse), weight_grads
+
+
+def trained(*parameters: torch.Tensor) -> list[torch.nn.Parameter]:
+    """Return those that require gradients."""
+    return [part for part in parameters if isinstance(part, torch.nn.Parameter) and part.requires_grad]
 
 
 def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -95,12 +105,15 @@ class AttentionHalf:
         holder = attention.config if attention.config.model_type == "mistral" else attention  # type: ignore[union-attr]
         self.window: int | None = getattr(holder, "sliding_window", None)
         names = {name for name, _ in attention.named_children()}
-        self.head_norms = (attention.q_norm, attention.k_norm) if "q_norm" in names else None
+        self.head_norms: tuple[Any, Any] | None = (
+            (attention.get_submodule("q_norm"), attention.get_submodule("k_norm")) if "q_norm" in names else None
+        )
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors, in the order of the gradients that the backward returns."""
-        return [*self.qkv.parameters, *self.output.parameters]
+        heads = [norm.weight for norm in self.head_norms or ()]
+        return [*self.qkv.parameters, *self.output.parameters, *trained(*heads), *trained(self.norm)]
 
     def forward(self, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the layer's residual stream after attention, and what `backward` needs."""
@@ -157,15 +170,22 @@ class AttentionHalf:
         turned = self.num_heads + self.num_key_heads
         grad_qkv[:, :turned] = rotate_back_(grad_packed[:, :turned], rows.cos, rows.sin)
         grad_qkv[:, turned:] = grad_packed[:, turned:]
+        head_grads: list[torch.Tensor] = []
         if self.head_norms:
             before, *inverses = raw
             for (norm, part), head_inverse in zip(self._head_parts(), inverses, strict=True):
-                grad_qkv[:, part] = rms_norm_backward(grad_qkv[:, part], before[:, part], norm.weight, head_inverse)
-        grad_normed = self.qkv.backward(wide_qkv_grad, needs_input=needs_input)
-        grads = [*self.qkv.gradients(wide, wide_qkv_grad), *output_grads]
+                grad_part, weight_grads = rms_norm_backward(
+                    grad_qkv[:, part], before[:, part], norm.weight, head_inverse
+                )
+                grad_qkv[:, part] = grad_part
+                head_grads += weight_grads
+        needs_norm = needs_input or self.norm.requires_grad
+        grad_normed = self.qkv.backward(wide_qkv_grad, needs_input=needs_norm)
+        grads = [*self.qkv.gradients(wide, wide_qkv_grad), *output_grads, *head_grads]
         if grad_normed is None:
             return None, grads
-        return rms_norm_backward(grad_normed, x, self.norm, inverse).add_(grad).to(x.dtype), grads
+        grad_x, norm_grads = rms_norm_backward(grad_normed, x, self.norm, inverse)
+        return grad_x.add_(grad).to(x.dtype), [*grads, *norm_grads]
 
 
 class FeedForwardHalf:
@@ -181,7 +201,7 @@ class FeedForwardHalf:
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors, in the order of the gradients that the backward returns."""
-        return [*self.gate_up.parameters, *self.down.parameters]
+        return [*self.gate_up.parameters, *self.down.parameters, *trained(self.norm)]
 
     def forward(self, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return the residual stream after the feed-forward, and what `backward` needs."""
@@ -212,11 +232,11 @@ class FeedForwardHalf:
         grad_gate, grad_up = torch.split(both, self.gate_up.sizes, dim=1)
         torch.mul(grad_product, torch.nn.functional.silu(gate), out=grad_up)
         grad_gate.copy_(torch.ops.aten.silu_backward(grad_product.mul_(up), gate))
-        grad_normed = self.gate_up.backward(wide_gate_up_grad, needs_input=needs_input)
-        grads = [*self.gate_up.gradients(wide, wide_gate_up_grad), *down_grads]
-        if grad_normed is None:
-            return None, grads
-        return rms_norm_backward(grad_normed, x, self.norm, inverse).add_(grad).to(x.dtype), grads
+        grad_normed = self.gate_up.backward(wide_gate_up_grad, needs_input=True)
+        assert grad_normed is not None
+        grad_x, norm_grads = rms_norm_backward(grad_normed, x, self.norm, inverse)
+        grads = [*self.gate_up.gradients(wide, wide_gate_up_grad), *down_grads, *norm_grads]
+        return grad_x.add_(grad).to(x.dtype), grads
 
 
 Half = AttentionHalf | FeedForwardHalf
@@ -245,44 +265,55 @@ class _Half(torch.autograd.Function):
 
 def why_not_fused(model: torch.nn.Module) -> str | None:
     """Return why a model cannot take this forward, in words for the user, or `None` where it can."""
-    if not isinstance(model, PeftModel):
-        return "only low-rank adapters on a frozen base are fused"
-    base = model.get_base_model()
-    config = base.config
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    config: Any = base.config
     if config.model_type not in MODEL_TYPES:
         return f"the architecture {config.model_type!r} is none of {', '.join(sorted(MODEL_TYPES))}"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act!r}, not silu"
     if config.attention_dropout:
         return "it uses attention dropout"
-    known = set()
-    for index, layer in enumerate(base.model.layers):
+    known = {id(part) for part in (base.lm_head.weight, base.model.embed_tokens.weight)}  # type: ignore[union-attr]
+    known |= {id(part) for name, part in base.named_parameters() if "norm" in name}
+    for index, layer in enumerate(base.model.layers):  # type: ignore[arg-type, union-attr]
         for name in (*LINEAR_LAYERS, *MLP_LAYERS):
             part = layer.get_submodule(name)
             if isinstance(part, LoraLinear):
-                adapters = part.active_adapters
-                if len(adapters) != 1 or part.use_dora.get(adapters[0], False) or part.merged:
-                    return f"the adapter on {name} of layer {index} is not one plain LoRA"
-                if any(isinstance(drop, torch.nn.Dropout) and drop.p > 0 for drop in part.lora_dropout.values()):
-                    return "adapter dropout is on"
-                known |= {id(part.lora_A[adapters[0]].weight), id(part.lora_B[adapters[0]].weight)}
+                reason = _why_not_folded(part)
+                if reason is not None:
+                    return f"{name} of layer {index}: {reason}"
             elif type(part) is not torch.nn.Linear:
                 return f"{name} of layer {index} is a {type(part).__name__}"
+            known |= {id(parameter) for parameter in part.parameters()}
     foreign = [name for name, part in model.named_parameters() if part.requires_grad and id(part) not in known]
-    return f"{foreign[0]} is trainable and stands outside the decoder's linear layers" if foreign else None
+    return f"{foreign[0]} is trainable and stands outside the decoder" if foreign else None
+
+
+def _why_not_folded(layer: LoraLinear) -> str | None:
+    adapters = layer.active_adapters
+    if len(adapters) != 1 or layer.merged:
+        return "its adapter is not one unmerged LoRA"
+    if layer.use_dora.get(adapters[0], False):
+        return "a DoRA update is no plain product"
+    if any(isinstance(drop, torch.nn.Dropout) and drop.p > 0 for drop in layer.lora_dropout.values()):
+        return "adapter dropout is on"
+    if type(layer.base_layer) is not torch.nn.Linear:
+        return f"its base is a {type(layer.base_layer).__name__}"
+    return None
 
 
 class FusedDecoder:
-    """The decoder of a PEFT model, computed by the functions above over the model's own tensors.
+    """The decoder of a model, computed by the functions above over the model's own tensors.
 
     Making one moves the base weights into folded matrices and leaves views in the model: the model still computes the
-    same. Call `refresh_` after each change of the adapters.
+    same. Call `refresh_` after each change of the parameters.
     """
 
-    def __init__(self, model: PeftModel, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, model: torch.nn.Module, *, gradient_checkpointing: bool = False) -> None:
         reason = why_not_fused(model)
         assert reason is None, reason
-        self.decoder = model.get_base_model().model
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.decoder = base.model
         self.keep = not gradient_checkpointing
         self.halves: list[Half] = []
         for layer in self.decoder.layers:
@@ -295,11 +326,14 @@ class FusedDecoder:
                 folded.refresh_()
 
     def hidden(
-        self, ids: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout, rows: torch.Tensor
+        self, embedded: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout, rows: torch.Tensor
     ) -> torch.Tensor:
-        """Return the normed hidden states [S, E] of the asked rows [S]; the last feed-forward computes only those."""
+        """Return the normed hidden states [S, E] of the asked rows [S]; the last feed-forward computes only those.
+
+        `embedded` are the token embeddings [T, E] of the flat batch.
+        """
+        x = embedded
         with torch.no_grad():
-            x = self.decoder.embed_tokens(ids)
             cos, sin = self.decoder.rotary_emb(x[None], position_ids=positions[None])
         shared = Rows(layout=layout, cos=cos[0, :, None], sin=sin[0, :, None])
         for half in self.halves:

@@ -20,8 +20,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tunesmith.errors import DataError
@@ -40,6 +42,18 @@ GenerateProgress = Callable[[int, int], None]
 
 
 Engine = Literal["flat", "padded"]
+
+
+class Constraint(Protocol):
+    """What may come next in one answer, for constrained decoding. One object serves one answer."""
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Return which tokens of the vocabulary may come next."""
+        ...
+
+    def consume(self, token: int) -> None:
+        """Take the token that came."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +81,7 @@ class _Row:
     started: float = 0.0
     new_ids: list[int] = field(default_factory=list)
     random: torch.Generator | None = None
+    constraint: Constraint | None = None
     stopped: bool = False
 
     def accept(self, token: int, *, stop_ids: frozenset[int], max_new_tokens: int) -> bool:
@@ -74,6 +89,8 @@ class _Row:
         if token in stop_ids:
             self.stopped = True
             return False
+        if self.constraint is not None:
+            self.constraint.consume(token)
         self.new_ids.append(token)
         return len(self.new_ids) < max_new_tokens
 
@@ -96,14 +113,16 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
+    make_constraint: Callable[[], Constraint] | None = None,
     engine: Engine | None = None,
     progress: GenerateProgress | None = None,
 ) -> list[Completion]:
     """Return one completion for each prompt, in order; the stop token is not part of an answer.
 
-    `temperature` 0 is greedy. `Completion.seconds` is the wall time from the row's first computation to its last
-    token. `engine` names one; by default `choose_engine` does. Raises `DataError` for an empty prompt, or one that does
-    not fit the model's context with `max_new_tokens`.
+    `temperature` 0 is greedy. `make_constraint` makes one constraint for each answer; an answer that ran into its limit
+    is still incomplete, so whoever reads it checks it all the same. `Completion.seconds` is the wall time from the
+    row's first computation to its last token. `engine` names one; by default `choose_engine` does. Raises `DataError`
+    for an empty prompt, or one that does not fit the model's context with `max_new_tokens`.
     """
     check_prompts(model, prompts, max_new_tokens=max_new_tokens)
     assert temperature >= 0, temperature
@@ -115,6 +134,9 @@ def generate(
     if temperature > 0:
         for row, stream_seed in zip(rows, _stream_seeds(prompts, seed), strict=True):
             row.random = torch.Generator().manual_seed(stream_seed)
+    if make_constraint is not None:
+        for row in rows:
+            row.constraint = make_constraint()
     run = _run_flat if (engine or choose_engine(model).engine) == "flat" else _run_padded
     done: dict[int, Completion] = {}
     was_training = model.training
@@ -154,7 +176,7 @@ def _run_flat(
     check_decoder(decoder, model, prompts[0])
 
     def choose_tokens(logits: torch.Tensor, indices: Sequence[int]) -> list[int]:
-        return choose(logits, [rows[index].random for index in indices], temperature=temperature, top_p=top_p)
+        return _next_tokens(logits, [rows[index] for index in indices], temperature=temperature, top_p=top_p)
 
     def admit(indices: Sequence[int]) -> None:
         now = time.perf_counter()
@@ -317,7 +339,7 @@ def _run_batch(
             use_cache=True,
             logits_to_keep=1,
         )
-        chosen = choose(output.logits[:, -1], [row.random for row in rows], temperature=temperature, top_p=top_p)
+        chosen = _next_tokens(output.logits[:, -1], rows, temperature=temperature, top_p=top_p)
         keep = []
         for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
             if row.accept(token, stop_ids=stop_ids, max_new_tokens=max_new_tokens):
@@ -334,6 +356,17 @@ def _run_batch(
         ids = torch.tensor(chosen, device=device)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         positions = positions[:, -1:] + 1
+
+
+def _next_tokens(logits: torch.Tensor, rows: Sequence[_Row], *, temperature: float, top_p: float) -> list[int]:
+    """Choose one token for each row, among those that its constraint allows."""
+    if any(row.constraint is not None for row in rows):
+        allowed = torch.ones(logits.shape, dtype=torch.bool)
+        for place, row in enumerate(rows):
+            if row.constraint is not None:
+                allowed[place] = torch.from_numpy(row.constraint.allowed())
+        logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+    return choose(logits, [row.random for row in rows], temperature=temperature, top_p=top_p)
 
 
 def choose(

@@ -30,11 +30,14 @@ def torch_dtype(name: DtypeName | torch.dtype) -> torch.dtype:
 def load_model(base_dir: Path, *, dtype: DtypeName | torch.dtype, adapter_dir: Path | None = None) -> torch.nn.Module:
     """Return the model of a Hugging Face folder in evaluation mode, on the CPU, the adapter applied and not merged.
 
+    `adapter_dir` is a PEFT folder, or the whole model folder that full fine-tuning leaves; then `base_dir` is not read.
     Adapter weights stay float32 whatever `dtype` is, as PEFT does. Weights that the architecture lacks or the folder
     lacks raise `DataError`: transformers itself fills them with random numbers and only warns.
     An adapter whose keys do not all land in the model raises `TrainingError`: PEFT only warns.
     """
     transformers_logging.disable_progress_bar()
+    if adapter_dir is not None and is_whole_model(adapter_dir):
+        base_dir, adapter_dir = adapter_dir, None
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(base_dir), dtype=torch_dtype(dtype), local_files_only=True, output_loading_info=True
@@ -57,12 +60,17 @@ def load_model(base_dir: Path, *, dtype: DtypeName | torch.dtype, adapter_dir: P
     return apply_adapter(model, adapter_dir)
 
 
+def is_whole_model(folder: Path) -> bool:
+    """Whether a folder of trained weights holds a whole model, not an adapter."""
+    return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
+
+
 def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> torch.nn.Module:
     """Return `model` with the PEFT adapter of a folder on it, frozen; every tensor of the file must find its place.
 
     Raises `TrainingError` for an incomplete or foreign adapter.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     file = adapter_dir / "adapter_model.safetensors"
@@ -75,12 +83,7 @@ def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> torch.nn.Module:
     peft_model = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False)
     with safe_open(file, framework="pt") as saved:
         names = set(saved.keys())
-    live = {
-        name.replace(".default", "")
-        for name, _ in peft_model.named_parameters()
-        if "lora_" in name or "modules_to_save" in name
-    }
-    live = {name.replace(".modules_to_save.weight", ".weight") for name in live}
+    live = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))
     strays = sorted(names ^ live) if names and live else sorted(names | live) or ["the file is empty"]
     if strays:
         raise TrainingError(

@@ -10,15 +10,20 @@ one for use (`model.load`), the fast forward that folds them into matrix product
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import PlanError, TrainingError, nearest
+
+Scaling = Literal["classic", "rslora"]
+Decomposition = Literal["none", "dora"]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -31,13 +36,16 @@ def add_lora(
     alpha: float,
     dropout: float = 0.0,
     targets: Sequence[str] | None = None,
+    scaling: Scaling = "classic",
+    decomposition: Decomposition = "none",
     seed: int = 0,
 ) -> PeftModel:
     """Return the model with a fresh adapter on it: B is zero, A random from `seed`, everything else frozen.
 
     `targets` are module names such as `q_proj`; `None` is every linear layer but the head.
-    Adapter weights are float32 whatever the base is. The update is scaled by `alpha / rank`.
-    Raises `PlanError` for a target that the model has not.
+    `scaling` multiplies the update by `alpha / rank`, or by `alpha / sqrt(rank)` for `rslora` (Kalajdzievski 2023).
+    `decomposition="dora"` trains the length of each output's weights apart from their direction (Liu et al. 2024).
+    Adapter weights are float32 whatever the base is. Raises `PlanError` for a target that the model has not.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     linear = sorted(
@@ -61,10 +69,14 @@ def add_lora(
         # Short names: PEFT's own "all-linear" writes full paths, which not every server reads.
         target_modules=list(targets) if targets is not None else linear,
         bias="none",
+        use_rslora=scaling == "rslora",
+        use_dora=decomposition == "dora",
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # PEFT 0.21 reads a property that transformers 5.23 renames.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
@@ -77,23 +89,20 @@ def adapter_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def save_adapter(model: PeftModel, folder: Path, *, base_name: str | None = None) -> None:
     """Write a plain PEFT folder and check it: every trainable tensor is in the file, bit for bit.
 
-    `base_name` replaces the local path that PEFT would write as `base_model_name_or_path`.
+    `base_name` is written as `base_model_name_or_path`: a name that means something elsewhere, not a local path.
     Raises `TrainingError` where the file differs from the live adapter.
     """
-    config = model.peft_config[model.active_adapter]
-    previous, config.base_model_name_or_path = config.base_model_name_or_path, base_name
-    try:
-        # "auto" would ask the hub whether the base's vocabulary was resized.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-    finally:
-        config.base_model_name_or_path = previous
-    config_file = folder / CONFIG_FILE
-    written = json.loads(config_file.read_text("utf-8"))
-    written["target_modules"] = sorted(written["target_modules"])  # PEFT writes a set, in any order.
-    config_file.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", "utf-8")
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the bundle writes a real one.
+    # PEFT's own save_pretrained also writes an empty model card; what a loader reads is these two files.
+    live = get_peft_model_state_dict(model, save_embedding_layers=False)
+    config = model.peft_config[model.active_adapter].to_dict()
+    config |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    config["target_modules"] = sorted(config["target_modules"])  # A set in PEFT, in any order.
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in live.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / WEIGHTS_FILE).chmod(0o644)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
     saved = load_file(folder / WEIGHTS_FILE)
-    live = {name.replace(".default", ""): tensor for name, tensor in adapter_parameters(model).items()}
     strays = sorted(saved.keys() ^ live.keys())
     if strays:
         raise TrainingError(

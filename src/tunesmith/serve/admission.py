@@ -182,7 +182,7 @@ class Gate:
         room = (
             self._limits.max_prompt_tokens
             if context is None
-            else min(self._limits.max_prompt_tokens, context - max_new)
+            else max(0, min(self._limits.max_prompt_tokens, context - max_new))
         )
         if len(ids) > room:
             raise RequestError(

@@ -26,7 +26,7 @@ MIN_LOGPROB_ERROR = 0.06
 SHARE_OF_SEPARATION = 0.3
 """Within those two, the error may be this share of what the adapter changes on the same tokens: an engine that applies
 half of an adapter is half of that away."""
-FIRST_ANSWER_SECONDS = 120.0
+FIRST_ANSWER_SECONDS = 300.0
 FIRST_ANSWER_TOKENS = 8
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -11,22 +11,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.stage import Context
+from tunesmith.errors import ContractError
 from tunesmith.types import JSON, Completion, canonical_json, sha256_hex
 
 if TYPE_CHECKING:
     import torch
 
     from tunesmith.chat.contract import Contract
+    from tunesmith.model.generate import Constraint
     from tunesmith.model.likelihood import Likelihood
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Constrain = Literal["no", "schema"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 RESULTS_FORMAT = 1
 """Version of the shapes that docs/evaluation.md describes."""
@@ -69,9 +72,18 @@ class System:
     """The base model, or the adapter on it, under one contract. The weights are loaded when first needed."""
 
     def __init__(
-        self, name: str, *, base: Artifact, adapter: Artifact | None, contract: Contract, dtype: Dtype, ctx: Context
+        self,
+        name: str,
+        *,
+        base: Artifact,
+        adapter: Artifact | None,
+        contract: Contract,
+        dtype: Dtype,
+        ctx: Context,
+        constrain: Constrain = "no",
     ) -> None:
         self.name = name
+        self._constrain: Constrain = constrain
         self.load_seconds = 0.0
         self._base, self._adapter, self._contract, self._dtype, self._ctx = base, adapter, contract, dtype, ctx
         self._model: torch.nn.Module | None = None
@@ -97,6 +109,7 @@ class System:
         from tunesmith.model.generate import choose_engine, generate
 
         decoding = self._contract.decoding
+        make_constraint = self._make_constraint()
         loaded_before = self.load_seconds
         generated, new_tokens, seconds = 0, 0, 0.0
 
@@ -115,6 +128,7 @@ class System:
                 top_p=decoding.top_p,
                 seed=decoding.seed,
                 batch_tokens=batch_tokens,
+                make_constraint=make_constraint,
                 progress=lambda done, _: self._ctx.progress(
                     before + done, len(prompts), f"{self.name}: {before + done} of {len(prompts)} answers"
                 ),
@@ -140,12 +154,31 @@ class System:
 
         return log_likelihood(self.model, pairs)
 
+    def _make_constraint(self) -> Callable[[], Constraint] | None:
+        """Return a maker of constraints to the output schema. Raises `ServeError` for a schema it cannot enforce."""
+        if self._constrain == "no":
+            return None
+        from tunesmith.serve.constrain import JsonGrammar
+
+        schema = self._contract.output_schema
+        if schema is None:
+            raise ContractError(
+                "answers cannot be constrained to a schema that the contract does not have",
+                hint="set contract.output_schema, or leave out `constrain`",
+            )
+        tokenizer_json = (self._base.path / "model" / "tokenizer.json").read_text(encoding="utf-8")
+        config = json.loads((self._base.path / "model" / "config.json").read_text(encoding="utf-8"))
+        return JsonGrammar(tokenizer_json, vocab_size=config["vocab_size"], stop_ids=self._contract.stop_ids).compile(
+            schema
+        )
+
     def _identity(self) -> str:
         made_of = {
             "base": self._base.fingerprint,
             "adapter": self._adapter.fingerprint if self._adapter else None,
             "contract": self._contract.sha256,
             "dtype": self._dtype,
+            "constrain": self._constrain,
         }
         return f"{self.name}-{sha256_hex(canonical_json(made_of))[:16]}"
 
@@ -194,6 +227,32 @@ def write_samples(out: Path, samples: Sequence[dict[str, JSON]], *, judge: str) 
     """Write `samples.json`."""
     text = json.dumps({"judge": judge, "samples": list(samples)}, indent=1, ensure_ascii=False)
     (out / "samples.json").write_text(text, encoding="utf-8")
+
+
+def write_lm_eval(
+    out: Path, records: Sequence[dict[str, JSON]], results: dict[str, JSON], *, task: str, contract: Contract
+) -> None:
+    """Write `lm_eval/SYSTEM/results.json` and `samples.jsonl` in the shape of lm-evaluation-harness."""
+    from tunesmith.evals.lm_eval_shape import lm_eval_results, lm_eval_samples
+
+    for system in results["systems"]:
+        folder = out / "lm_eval" / system
+        folder.mkdir(parents=True)
+        mine = [record for record in records if record["system"] == system]
+        shaped = lm_eval_results(
+            results, system, mine, task=task, chat_template=contract.template.text, system_prompt=contract.system
+        )
+        (folder / "results.json").write_text(json.dumps(shaped, indent=2, ensure_ascii=False), encoding="utf-8")
+        lines = lm_eval_samples(mine, generation=shaped["configs"][task]["generation_kwargs"])
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"samples_{task}.jsonl").write_text(text, encoding="utf-8")
+
+
+def write_page(out: Path, title: str, results: dict[str, JSON], samples: Sequence[dict[str, JSON]]) -> None:
+    """Write `report.html`."""
+    from tunesmith.evals.report import evaluation_page
+
+    (out / "report.html").write_text(evaluation_page(title, results, samples), encoding="utf-8")
 
 
 def summarise(results: dict[str, JSON]) -> dict[str, JSON]:

@@ -55,6 +55,18 @@ class FamilyTemplate(Spec):
     """`family`."""
     name: str
     """Name of the family, such as `chatml` or `qwen3`."""
+    sha256: str = ""
+    """Hash of the family's text: filled in, so that another text is another contract. Given, it must be that one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_hash(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("name") not in family_names():
+            return value
+        actual = family_template(value["name"]).sha256
+        if value.get("sha256", actual) != actual:
+            raise ValueError(f"the family {value['name']!r} has the hash {actual} in this version of tunesmith")
+        return {**value, "sha256": actual}
 
 
 class FileTemplate(Spec):

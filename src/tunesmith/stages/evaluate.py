@@ -1,7 +1,8 @@
 """Stage `evaluate`: base and tuned model on the held-out rows, under the contract's own template and decoding.
 
 What lives here: wiring of rows, contract, models and scores. What does not: scoring and statistics (`evals`),
-generation (`model.generate`). Writes `items.parquet`, `results.json` and `samples.json` (docs/evaluation.md).
+generation (`model.generate`). Writes `items.parquet`, `results.json`, `samples.json`, `report.html` and
+`lm_eval/` (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.errors import ContractError, DataError
 from tunesmith.stages.answering import (
+    Constrain,
     DtypeChoice,
     System,
     provenance,
     resolve_dtype,
     summarise,
+    write_lm_eval,
+    write_page,
     write_records,
     write_samples,
 )
@@ -53,6 +57,8 @@ class EvaluateSpec(Spec):
     """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
     batch_tokens: int = Field(24_576, gt=0)
     """Bound on rows x tokens of one batch: lower it where memory is tight."""
+    constrain: Constrain = "no"
+    """`schema` lets only tokens come that keep an answer inside the output schema; answers are checked all the same."""
     samples: int = Field(24, ge=0)
     """How many answers to show side by side in `samples.json`, spread over fixed, broken, right and wrong ones."""
 
@@ -62,6 +68,7 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     """Measure base and tuned model on one side of the split; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
     from tunesmith.data.write import read_rows
+    from tunesmith.evals.failures import group_failures
     from tunesmith.evals.results import figures, pick_samples, prompt_digest
     from tunesmith.evals.run import answer_record
 
@@ -79,7 +86,15 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     for name, adapter in (("base", None), ("tuned", inputs.adapter)):
         if name == "tuned" and adapter is None:
             continue
-        system = System(name, base=inputs.base, adapter=adapter, contract=contract, dtype=dtype, ctx=ctx)
+        system = System(
+            name,
+            base=inputs.base,
+            adapter=adapter,
+            contract=contract,
+            dtype=dtype,
+            ctx=ctx,
+            constrain=spec.constrain,
+        )
         answered = system.answer([item.prompt_ids for item in items], batch_tokens=spec.batch_tokens)
         timing[name] = answered.to_json()
         answers += score_all(items, name, answered.completions, contract)
@@ -97,15 +112,22 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     )
     results |= {
         "side": spec.side,
+        "constrained": spec.constrain,
         "excluded": excluded,
         "sample_prompt": items[0].prompt,
         "prompts_sha256": prompt_digest(item.prompt_ids for item in items),
     }
+    results["failures"] = {
+        name: [group.to_json() for group in groups] for name, groups in group_failures(answers).items()
+    }
     by_id = {item.row_id: item for item in items}
-    write_records(ctx.out, [answer_record(by_id[answer.row_id], answer) for answer in answers], results)
+    records = [answer_record(by_id[answer.row_id], answer) for answer in answers]
+    write_records(ctx.out, records, results)
+    write_lm_eval(ctx.out, records, results, task="held_out", contract=contract)
     judge = "exact_match" if "exact_match" in results["base"] else "schema_adherence"
     samples = pick_samples(items, answers, right=lambda answer: answer.scores.get(judge) == 1, most=spec.samples)
     write_samples(ctx.out, samples, judge=judge)
+    write_page(ctx.out, f"Evaluation on the {spec.side} rows", results, samples)
     return {**summarise(results), "excluded": len(excluded)}
 
 

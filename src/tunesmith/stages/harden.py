@@ -1,8 +1,8 @@
 """Stage `harden`: attacks, leaks and general ability, base against tuned, on the same cases.
 
 What lives here: wiring of red-team sets, canaries and general passages. What does not: judging a case
-(`evals.redteam`), exposure (`evals.memorization`), statistics (`evals`). Writes `items.parquet`, `results.json` and
-`samples.json` in the shapes of `evaluate` (docs/evaluation.md).
+(`evals.redteam`), exposure (`evals.memorization`), statistics (`evals`). Writes `items.parquet`, `results.json`,
+`samples.json` and `report.html` in the shapes of `evaluate` (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tunesmith.stages.answering import (
     provenance,
     resolve_dtype,
     summarise,
+    write_page,
     write_records,
     write_samples,
 )
@@ -129,6 +130,7 @@ def harden(inputs: HardenInputs, spec: HardenSpec, ctx: Context) -> Summary:
         for name, shown in sample["answers"].items():
             shown["failed"] = list(verdicts[sample["row_id"], name].failed)
     write_samples(ctx.out, samples, judge="every expectation of the case holds")
+    write_page(ctx.out, "Attacks, leaks and general ability", results, samples)
     return summarise(results)
 
 

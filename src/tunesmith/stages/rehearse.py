@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -36,8 +35,8 @@ from tunesmith.types import JSON, Row, canonical_json, sha256_hex
 if TYPE_CHECKING:
     import openai
 
-START_SECONDS = 180.0
-STOP_SECONDS = 30.0
+START_SECONDS = 600.0
+STOP_SECONDS = 120.0
 CLIENTS = 4
 STREAM_EVERY = 3
 """Each third request is streamed."""
@@ -209,15 +208,19 @@ def _server(inputs: RehearseInputs, ctx: Context, live: Path) -> Iterator[str]:
     command = [
         *(sys.executable, "-c", "from tunesmith.cli.main import main; main()", "serve", str(inputs.bundle.path)),
         *("--base", str(inputs.base.path / "model"), "--host", "127.0.0.1", "--port", "0"),
-        *("--traces", str(live), "--ready-file", str(ready), "--device", ctx.device),
+        *("--traces", str(live), "--ready-file", str(ready), "--device", ctx.device, "--until-eof"),
     ]
     environment = {name: value for name, value in os.environ.items() if name != "TUNESMITH_API_KEY"}
     with log_path.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ctx.work)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ctx.work
+        )
+    # The server stops when this pipe closes: in order below, and also where this process is killed
+    assert process.stdin is not None
     try:
         url = _wait_ready(process, ready, log_path, ctx)
         yield url
-        process.send_signal(signal.SIGINT)
+        process.stdin.close()
         if process.wait(STOP_SECONDS) != 0:
             raise ServeError(
                 "the server did not stop in order", found=f"exit status {process.returncode}: {_tail(log_path)}"
@@ -251,7 +254,7 @@ def _client(url: str) -> openai.OpenAI:
 
     # No proxy of the environment stands between a machine and itself
     http = openai.DefaultHttpxClient(trust_env=False)
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120.0, http_client=http)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300.0, http_client=http)
 
 
 def _send(url: str, asks: Sequence[Ask], ctx: Context) -> list[Got]:

@@ -99,15 +99,14 @@ def _headline(results: Mapping[str, Any]) -> list[str]:
     return [m for m in _HEADLINE_METRICS if all(m in results[system] for system in results["systems"])]
 
 
-def percent(value: float | None, *, digits: int = 1) -> str:
-    """Return 0.973 as `97.3%`, and a dash for nothing."""
-    return "–" if value is None else f"{100 * value:.{digits}f}%"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
 
 
 def _with_interval(estimate: Mapping[str, Any]) -> str:
     if estimate["low"] is None:
-        return percent(estimate["value"])
-    return f"{percent(estimate['value'])}  [{percent(estimate['low'])}, {percent(estimate['high'])}]"
+        return _percent(estimate["value"])
+    return f"{_percent(estimate['value'])}  [{_percent(estimate['low'])}, {_percent(estimate['high'])}]"
 
 
 def _verdict_section(road: Road) -> list[Section]:
@@ -116,14 +115,14 @@ def _verdict_section(road: Road) -> list[Section]:
         figures = []
         for metric in _headline(road.results)[:4]:
             base, tuned = road.results["base"][metric]["value"], road.results["tuned"][metric]["value"]
-            figures.append((percent(tuned), f"{_words(metric)}, base {percent(base)}"))
+            figures.append((_percent(tuned), f"{_words(metric)}, base {_percent(base)}"))
         parts.append(cards(figures))
     if road.gates is not None:
         promotable = road.gates["promotable"]
         parts.append(
             Markup("<p>{} {}</p>").format(
                 badge("promotable" if promotable else "not promotable", Tone.GOOD if promotable else Tone.BAD),
-                "All acceptance criteria hold." if promotable else "At least one criterion does not hold.",
+                road.gates["reason"],
             )
         )
         rows: list[list[Cell]] = [

@@ -57,6 +57,7 @@ def run_training(
     loss_pass: LossPass,
     plan: StepPlan,
     optimizer: torch.optim.Optimizer,
+    publish: Callable[[], None],
     learning_rate_at: Callable[[int], float],
     max_grad_norm: float | None,
     max_tokens_per_batch: int,
@@ -71,6 +72,7 @@ def run_training(
 ) -> Result:
     """Train `parameters` of `model` in place and leave the best weights in it: lowest validation loss, else the last.
 
+    `parameters` are what the optimizer changes; `publish()` carries them into the model where it holds rounded copies.
     Validation runs before the first step, every `eval_every` steps and after the last. `patience` is the number of
     validations without improvement after which the run stops; `None` never stops early.
     Metrics go line by line to `work/metrics.jsonl`. A run that was interrupted continues from the newest checkpoint in
@@ -97,6 +99,7 @@ def run_training(
         log("train_resumed", {"step": counters.step, "checkpoint": newest.name})
     resumed_from = None if newest is None else counters.step
     metrics.keep_until(-1 if newest is None else counters.step)
+    publish()
     loss_pass.refresh_()
 
     def validate(counters: Counters) -> Counters:
@@ -139,7 +142,7 @@ def run_training(
         examples = plan.examples_of(step)
         learning_rate = learning_rate_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_scale"]
 
         # One denominator for the step: the mean over its supervised tokens, however many passes they take.
         denominator = train.weight_of(examples)
@@ -158,6 +161,7 @@ def run_training(
         row_ids = [train.row_ids[index] for index in examples]
         check_step(step, loss=loss, grad_norm=grad_norm, row_ids=row_ids)
         optimizer.step()
+        publish()
         loss_pass.refresh_()
 
         # -- account -------------------------------------------------------------------------------------------------
@@ -218,6 +222,7 @@ def run_training(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(best[name])
+        publish()
         loss_pass.refresh_()
     model.eval()
     return Result(

@@ -2,7 +2,7 @@
 
     DocumentPass   transformers' own forward, one document at a time: the reference, for any causal model
     FlatPass       transformers' own layers over the whole flat batch: models on the attention interface
-    FusedPass      our forward and backward over the model's weights: Llama-shaped models with LoRA
+    FusedPass      our forward and backward over the model's weights: Llama-shaped models
 
 What lives here: the three, and `choose_pass`, which takes the fastest whose loss and gradients agree with the
 reference on this machine, in this dtype, on rows of this run. What does not: steps, optimizers (`train.loop`).
@@ -60,25 +60,51 @@ def _set_attention(model: torch.nn.Module, name: str) -> None:
         model.set_attn_implementation(name)  # type: ignore[operator]
 
 
+def embed(model: torch.nn.Module, batch: FlatBatch, *, noise_alpha: float | None) -> torch.Tensor:
+    """Return the token embeddings [T, E] of a flat batch, with NEFTune's noise while the model trains.
+
+    Each document gets uniform noise of at most `noise_alpha / sqrt(length * E)` (Jain et al. 2023, equation 1).
+    """
+    embedded: torch.Tensor = model.get_input_embeddings()(batch.ids)  # type: ignore[operator]
+    if noise_alpha is None or not model.training:
+        return embedded
+    lengths = torch.empty(batch.num_rows, 1, dtype=torch.float32, device=batch.ids.device)
+    for segment in batch.segments:
+        assert segment.prefix_length == 0, "noise is drawn for each document: prefixes are not shared under it"
+        lengths[segment.start : segment.stop] = segment.length
+    size = noise_alpha / (lengths * embedded.shape[-1]).sqrt_()
+    noise = torch.empty(embedded.shape, dtype=torch.float32, device=batch.ids.device).uniform_(-1, 1)
+    return embedded + (noise * size).to(embedded.dtype)
+
+
 class DocumentPass:
     """The plain forward of transformers, one document at a time, without padding."""
 
     name = "document"
     shares_prefixes = False
 
-    def __init__(self, model: torch.nn.Module, *, attention: str) -> None:
+    def __init__(self, model: torch.nn.Module, *, attention: str, noise_alpha: float | None = None) -> None:
         self.model = base_of(model)
         self.attention = attention
+        self.noise_alpha = noise_alpha
 
     def loss(self, batch: FlatBatch, *, denominator: float) -> torch.Tensor:
         """Return the loss of a batch that shares no prefixes."""
         _set_attention(self.model, self.attention)
         total = torch.zeros((), dtype=torch.float32, device=batch.ids.device)
+        noisy = self.noise_alpha is not None and self.model.training
+        embedded = embed(self.model, batch, noise_alpha=self.noise_alpha) if noisy else None
         for segment in batch.segments:
             assert segment.prefix_length == 0
             inside = (batch.rows >= segment.start) & (batch.rows < segment.stop)
+            document = slice(segment.start, segment.stop)
+            tokens = (
+                {"input_ids": batch.ids[None, document]}
+                if embedded is None
+                else {"inputs_embeds": embedded[None, document]}
+            )
             logits = self.model(
-                input_ids=batch.ids[None, segment.start : segment.stop],
+                **tokens,
                 use_cache=False,
                 logits_to_keep=batch.rows[inside] - segment.start,
             ).logits
@@ -97,16 +123,21 @@ class FlatPass:
     name = "flat"
     shares_prefixes = True
 
-    def __init__(self, model: torch.nn.Module, *, plain_head: bool) -> None:
+    def __init__(self, model: torch.nn.Module, *, plain_head: bool, noise_alpha: float | None = None) -> None:
         self.model = base_of(model)
         self.plain_head = plain_head
+        self.noise_alpha = noise_alpha
 
     def loss(self, batch: FlatBatch, *, denominator: float) -> torch.Tensor:
         """Return the loss; logits are made for supervised rows only."""
         _set_attention(self.model, IMPLEMENTATION)
         layout = DocumentLayout(batch.segments, batch.ids.device)
+        if self.noise_alpha is not None and self.model.training:
+            tokens = {"inputs_embeds": embed(self.model, batch, noise_alpha=self.noise_alpha)[None]}
+        else:
+            tokens = {"input_ids": batch.ids[None]}
         inputs = {
-            "input_ids": batch.ids[None],
+            **tokens,
             "position_ids": batch.positions[None],
             "use_cache": False,
             "document_layout": layout,
@@ -130,14 +161,19 @@ class FusedPass:
     name = "fused"
     shares_prefixes = True
 
-    def __init__(self, model: PeftModel, *, gradient_checkpointing: bool) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, gradient_checkpointing: bool, noise_alpha: float | None = None
+    ) -> None:
+        self.model = base_of(model)
         self.decoder = FusedDecoder(model, gradient_checkpointing=gradient_checkpointing)
-        self.head = model.get_base_model().lm_head.weight
+        self.head = self.model.get_output_embeddings().weight  # type: ignore[operator]
+        self.noise_alpha = noise_alpha
 
     def loss(self, batch: FlatBatch, *, denominator: float) -> torch.Tensor:
         """Return the loss; the head sees supervised rows only."""
         layout = DocumentLayout(batch.segments, batch.ids.device)
-        hidden = self.decoder.hidden(batch.ids, batch.positions, layout, batch.rows)
+        embedded = embed(self.model, batch, noise_alpha=self.noise_alpha)
+        hidden = self.decoder.hidden(embedded, batch.positions, layout, batch.rows)
         return chunked_cross_entropy(hidden, self.head, batch.labels, batch.weights, denominator=denominator)
 
     def refresh_(self) -> None:
@@ -215,7 +251,12 @@ class Choice:
 
 
 def choose_pass(
-    model: torch.nn.Module, table: ExampleTable, *, gradient_checkpointing: bool, only: str | None = None
+    model: torch.nn.Module,
+    table: ExampleTable,
+    *,
+    gradient_checkpointing: bool,
+    noise_alpha: float | None = None,
+    only: str | None = None,
 ) -> Choice:
     """Return the fastest pass that this machine computes right, proven on a few examples of `table`.
 
@@ -224,7 +265,9 @@ def choose_pass(
     """
     base = base_of(model)
     own_attention = str(base.config._attn_implementation)  # type: ignore[union-attr]
-    reference = DocumentPass(model, attention="sdpa" if own_attention == IMPLEMENTATION else own_attention)
+    reference = DocumentPass(
+        model, attention="sdpa" if own_attention == IMPLEMENTATION else own_attention, noise_alpha=noise_alpha
+    )
     examples = proof_examples(table)
     notes: list[str] = []
     for name in ("fused", "flat"):
@@ -235,10 +278,11 @@ def choose_pass(
             if reason is not None:
                 notes.append(f"not fused: {reason}")
                 continue
-            assert isinstance(model, PeftModel)
-            candidate: LossPass = FusedPass(model, gradient_checkpointing=gradient_checkpointing)
+            candidate: LossPass = FusedPass(
+                model, gradient_checkpointing=gradient_checkpointing, noise_alpha=noise_alpha
+            )
         else:
-            candidate = FlatPass(model, plain_head=_has_plain_head(base))
+            candidate = FlatPass(model, plain_head=_has_plain_head(base), noise_alpha=noise_alpha)
         try:
             proof = prove(candidate, reference, table, examples, model)
         except (TypeError, TrainingError, NotImplementedError) as error:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tunesmith.data.write import read_rows, write_rows
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import ContractError, DataError, RecipeError
 from tunesmith.evals.gates import check_criteria
 from tunesmith.types import Conversation, Message
 
@@ -112,3 +112,19 @@ def test_bfloat16_and_float32_agree_on_a_model_that_is_sure(world, run_stage, tm
     results = results_of(run_stage("evaluate", world.inputs, {**SPEC, "dtype": "bfloat16"}, tmp_path))
     assert results["dtype"] == "bfloat16"
     assert results["tuned"]["exact_match"]["value"] >= 7 / 8
+
+
+def test_a_base_that_babbles_adheres_when_held_inside_the_schema(world, run_stage, tmp_path):
+    free = results_of(run_stage("evaluate", world.inputs, SPEC, tmp_path))
+    held = results_of(run_stage("evaluate", world.inputs, {**SPEC, "constrain": "schema"}, tmp_path))
+    assert free["base"]["schema_adherence"]["value"] < 0.5
+    ended = held["stop_reasons"]["base"].get("stop", 0) / len(world.rows)
+    assert held["base"]["schema_adherence"]["value"] == ended > 0.5  # those that were cut are checked, and fail
+    assert held["tuned"]["exact_match"]["value"] == 1.0
+    assert held["constrained"] == "schema"
+
+
+def test_without_a_schema_there_is_nothing_to_hold_answers_to(world, run_stage, tmp_path, make_contract):
+    bare = make_contract(tmp_path / "bare", world.base, system=None, decoding={"max_new_tokens": 4})
+    with pytest.raises(ContractError, match="does not have"):
+        run_stage("evaluate", {**world.inputs, "contract": bare}, {**SPEC, "constrain": "schema"}, tmp_path)

@@ -1,7 +1,7 @@
 """The law of masks over every family: prompts as the server sends them, answers that read back, nothing else trains."""
 
 import pytest
-from chat_conversations import conversations
+from chat_conversations import TOOLS, conversations
 from chat_world import FAMILIES, family_renderer
 from hypothesis import HealthCheck, given, settings
 
@@ -9,7 +9,7 @@ from tunesmith.chat.families import family_names
 from tunesmith.chat.law import check_law
 from tunesmith.chat.mask import Trained, train
 from tunesmith.chat.parse import Parser
-from tunesmith.chat.refusal import Refused
+from tunesmith.chat.refusal import RefusalKind, Refused
 from tunesmith.errors import ContractError
 
 EXAMPLES = 106
@@ -57,6 +57,58 @@ def test_the_law_holds_where_the_generation_prompt_closes_the_think_block():
     check_law(renderer, messages, [], sequences, turns=[1, 3])
     trained = [[i for i, weight in zip(s.ids, s.weights, strict=True) if weight] for s in sequences]
     assert [renderer.tokenizer.decode(ids, skip_special=False) for ids in trained] == ["a<|im_end|>", "b<|im_end|>"]
+
+
+def _calls(*ids):
+    function = {"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}
+    return [{"id": one, "type": "function", "function": function} for one in ids]
+
+
+def _parallel(content):
+    return [
+        {"role": "user", "content": "Paris and Paris?"},
+        {"role": "assistant", "content": content, "tool_calls": _calls("call00001", "call00002")},
+        {"role": "tool", "name": "get_weather", "tool_call_id": "call00001", "content": "11"},
+        {"role": "tool", "name": "get_weather", "tool_call_id": "call00002", "content": "12"},
+        {"role": "assistant", "content": "11 and 12."},
+    ]
+
+
+CALLING = ["qwen2.5", "qwen3", "mistral-v2", "mistral-v3", "mistral-v3-tekken", "mistral-v7"]
+SAYING = ["qwen2.5", "qwen3", "mistral-v7"]
+"""Templates that render what is said before a call."""
+
+
+@pytest.mark.parametrize(("name", "content"), [(n, None) for n in CALLING] + [(n, "Let me look.") for n in SAYING])
+def test_the_law_holds_for_parallel_calls_and_calls_after_words(name, content):
+    renderer = family_renderer(name)
+    sequences = train(renderer, _parallel(content), TOOLS)
+    check_law(renderer, _parallel(content), TOOLS, sequences, turns=[1, 4])
+
+
+@pytest.mark.parametrize("name", sorted(set(CALLING) - set(SAYING)))
+def test_words_before_a_call_are_never_dropped_silently(name):
+    with pytest.raises(Refused) as caught:
+        train(family_renderer(name), _parallel("Let me look."), TOOLS)
+    assert caught.value.kind is RefusalKind.CONTENT_DROPPED
+
+
+@pytest.mark.parametrize("name", ["llama3.1", "harmony"])
+def test_parallel_calls_are_refused_where_the_format_has_one_call_a_turn(name):
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "tool_calls": _calls("call00001", "call00002")},
+    ]
+    with pytest.raises(Refused) as caught:
+        train(family_renderer(name), messages, TOOLS)
+    assert caught.value.kind is RefusalKind.TEMPLATE_ERROR
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_an_empty_list_of_calls_is_no_call(name):
+    pair = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with_list = [pair[0], {**pair[1], "tool_calls": []}]
+    assert train(family_renderer(name), with_list) == train(family_renderer(name), pair)
 
 
 def _good():

@@ -79,6 +79,7 @@ def test_policies_agree_too(policy):
         {"content": "say <|im_end|> please"},
         {"content": ""},
         {"content": "a", "weight": 0.5},
+        {"content": "a", "spans": [[0, 1, 0.5]]},
         {"content": "a", "name": "bob"},
     ],
 )

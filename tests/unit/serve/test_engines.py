@@ -54,10 +54,10 @@ def collect(engine, requests):
         engine.submit(item, answer.put)
     out = []
     for answer in answers:
-        ids, event = [], answer.get(timeout=60)
+        ids, event = [], answer.get(timeout=600)
         while not isinstance(event, Finished):
             ids.extend(event.ids)
-            event = answer.get(timeout=60)
+            event = answer.get(timeout=600)
         out.append((tuple(ids), event))
     return out
 
@@ -145,15 +145,15 @@ def test_a_cancelled_answer_ends_and_the_others_go_on():
     cancel = engine.submit(long, emit)
     engine.submit(request(PROMPTS[1], max_new_tokens=100, stop_ids=frozenset(), weights=Weights.BASE), other.put)
     engine.start()
-    assert first.wait(30)
+    assert first.wait(600)
     cancel()
     events = []
-    while not isinstance(event := answer.get(timeout=30), Finished):
+    while not isinstance(event := answer.get(timeout=600), Finished):
         events.append(event)
     assert event.error == "cancelled"
     assert len(events) < 100
     count = 0
-    while not isinstance(event := other.get(timeout=30), Finished):
+    while not isinstance(event := other.get(timeout=600), Finished):
         count += 1
     assert (count, event.reason) == (100, FinishReason.LENGTH)
     engine.close()
@@ -180,12 +180,12 @@ def test_a_closed_engine_fails_what_waits_and_refuses_the_rest():
         engine.submit(request(PROMPTS[0], max_new_tokens=100, stop_ids=frozenset(), weights=Weights.BASE), answer.put)
     engine.close()
     for answer in answers:
-        while not isinstance(event := answer.get(timeout=10), Finished):
+        while not isinstance(event := answer.get(timeout=600), Finished):
             pass
         assert event.reason in (FinishReason.ERROR, FinishReason.LENGTH)
     late = queue.Queue()
     engine.submit(request(PROMPTS[0], weights=Weights.BASE), late.put)
-    assert late.get(timeout=1).error == "the server is closing"
+    assert late.get(timeout=600).error == "the server is closing"
     assert engine.failure() == "the server is closing"
 
 

@@ -9,7 +9,7 @@ from tunesmith.errors import StoreError, TrainingError
 from tunesmith.train import checkpoint as checkpoint_module
 from tunesmith.train.checkpoint import Counters, Identity, latest_checkpoint, load_checkpoint, save_checkpoint
 from tunesmith.train.guards import check_divergence, check_learned, check_step, fingerprint_of
-from tunesmith.train.optim import adamw
+from tunesmith.train.optim import adamw, parameter_groups
 
 IDENTITY = Identity(data="d", settings="s")
 
@@ -18,7 +18,7 @@ def small_run(steps, *, seed=0):
     torch.manual_seed(seed)
     parameters = {name: torch.nn.Parameter(torch.randn(3, 2)) for name in ("a", "b")}
     parameters["norm"] = torch.nn.Parameter(torch.ones(4))
-    optimizer = adamw(parameters, weight_decay=0.1)
+    optimizer = adamw(parameter_groups(parameters, weight_decay=0.1))
     train(parameters, optimizer, steps)
     return parameters, optimizer
 

@@ -1,0 +1,308 @@
+"""Settings of the `train` stage, what is known to be wrong with them, and the model that they describe.
+
+What lives here: `TrainSpec`, its checks before the run, and `assemble`, which both the stage and the probe of a plan
+use. What does not: the stage itself (`stages.train`), the probe (`stages.training_probe`), the engine (`train`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from tunesmith.core.artifact import Artifact
+from tunesmith.core.spec import Spec
+from tunesmith.errors import ContractError, PlanError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.model.load import DtypeName
+
+USUAL_LEARNING_RATES = {"lora": (1e-4, 5e-4), "dora": (1e-4, 5e-4), "full": (1e-6, 5e-5)}
+"""Peak rates with AdamW that usually do well (Hu et al. 2021, table 11; Biderman et al. 2024)."""
+
+FEW_STEPS = 10
+MANY_EPOCHS = 5.0
+
+
+class Lora(Spec):
+    """A low-rank adapter on a frozen base."""
+
+    kind: Literal["lora"]
+    """What is trained: `lora` trains a low-rank update of linear layers."""
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Rank of the update of each layer."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by `alpha / rank`."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter. Above 0 the fused forward and prefix sharing are off, and training is slower."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers to adapt, such as `q_proj`. `null` is every linear layer but the head."""
+    scaling: Literal["classic", "rslora"] = "classic"
+    """`rslora` scales by `alpha / sqrt(rank)`, which keeps high ranks learning."""
+    lora_plus_ratio: float = Field(default=1.0, ge=1)
+    """LoRA+: how many times faster the B matrices learn than the A matrices; 16 is usual, 1 is off."""
+
+
+class Dora(Spec):
+    """A low-rank adapter that trains the length of each weight vector apart from its direction."""
+
+    kind: Literal["dora"]
+    """What is trained: `dora` trains a low-rank direction and a length for each output."""
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Rank of the update of each layer."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by `alpha / rank`."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter. Above 0 prefix sharing is off."""
+    targets: tuple[str, ...] | None = None
+    """Names of the linear layers to adapt, such as `q_proj`. `null` is every linear layer but the head."""
+
+
+class Full(Spec):
+    """All weights of the model."""
+
+    kind: Literal["full"]
+    """What is trained: `full` trains every weight, with float32 masters; `adapter/` then holds a whole model folder."""
+
+
+class AdamW(Spec):
+    """AdamW."""
+
+    kind: Literal["adamw"]
+    """Optimizer: AdamW, one fused kernel a step."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the mean of gradients."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the mean of squared gradients."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the squared mean."""
+
+
+class Adafactor(Spec):
+    """Adafactor: second moments as one row and one column of each matrix, a fraction of AdamW's memory."""
+
+    kind: Literal["adafactor"]
+    """Optimizer: Adafactor."""
+
+
+class Muon(Spec):
+    """Muon for matrices, its step scaled to AdamW's, and AdamW for the rest."""
+
+    kind: Literal["muon"]
+    """Optimizer: Muon."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the mean of gradients."""
+
+
+class Sgd(Spec):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"]
+    """Optimizer: gradient descent with momentum."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the mean of gradients."""
+
+
+AdapterSpec = Annotated[Lora | Dora | Full, Field(discriminator="kind")]
+OptimizerSpec = Annotated[AdamW | Adafactor | Muon | Sgd, Field(discriminator="kind")]
+
+
+class TrainSpec(Spec):
+    """Settings of a fine-tuning run, in the field's own names."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate, per optimizer step."""
+    num_train_epochs: float = Field(2.0, gt=0)
+    """Passes over the training rows; a fraction stops inside a pass."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps where that is earlier."""
+    batch_size: int = Field(16, ge=1)
+    """Rows of one optimizer step, however many passes they take. The loss is the mean over their supervised tokens."""
+    max_tokens_per_batch: int = Field(2048, ge=1)
+    """Tokens computed in one pass: bounds the memory. A longer row makes a pass of its own."""
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0 to its peak."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after warm-up; `wsd` holds it and falls in the last fifth."""
+    optimizer: OptimizerSpec = AdamW(kind="adamw")
+    """How gradients become steps: `{kind: adamw}`, `adafactor`, `muon` or `sgd`."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of the trained matrices; norms and biases never decay."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm; `null` never clips."""
+    adapter: AdapterSpec = Lora(kind="lora")
+    """What is trained: `{kind: lora, rank: 16}`, `{kind: dora}` or `{kind: full}`."""
+    neftune_noise_alpha: float | None = Field(None, gt=0)
+    """NEFTune: noise on the embeddings while training, 5 is usual. Prefixes are not shared under it."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Number format of weights and activations. `auto` measures both and takes the faster; what the optimizer changes
+    is always float32."""
+    evals_per_epoch: float = Field(2.0, gt=0)
+    """Validations in each epoch, besides one before the first step and one after the last."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after this many validations without a lower loss; `null` never stops early. The best weights are kept."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward: about a third slower, a fraction of the memory, the same result."""
+    seed: int = Field(0, ge=0)
+    """Seed of the adapter's start, the row order, dropout and noise."""
+
+    @property
+    def dropout(self) -> float:
+        """Dropout before the adapter; a model that is trained whole has none."""
+        return 0.0 if isinstance(self.adapter, Full) else self.adapter.dropout
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether rows may compute a common prefix once: not where each row draws noise of its own."""
+        return self.dropout == 0 and self.neftune_noise_alpha is None
+
+
+def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
+    """Refuse what is known to fail, and warn of settings that rarely do well."""
+    warnings = []
+    low, high = USUAL_LEARNING_RATES[spec.adapter.kind]
+    if spec.optimizer.kind == "adamw" and not low <= spec.learning_rate <= high:
+        warnings.append(
+            f"learning_rate {spec.learning_rate:g} lies outside {low:g} to {high:g}, "
+            f"where {spec.adapter.kind} training usually does best"
+        )
+    if spec.warmup_ratio == 0:
+        warnings.append("warmup_ratio is 0: the first steps run at the full rate on an optimizer that knows nothing")
+    if spec.num_train_epochs > MANY_EPOCHS:
+        warnings.append(f"{spec.num_train_epochs:g} epochs: models usually memorise the rows after about 3")
+    examples, base, contract = inputs.get("examples"), inputs.get("base"), inputs.get("contract")
+    if examples is not None:
+        warnings += _check_examples(spec, examples, base)
+    if examples is not None and contract is not None:
+        check_contract(examples, contract)
+    return warnings
+
+
+def _check_examples(spec: TrainSpec, examples: Artifact, base: Artifact | None) -> list[str]:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    warnings = []
+    lengths = pc.list_value_length(pq.read_table(examples.path / "train.parquet", columns=["ids"])["ids"])
+    num_rows, longest = len(lengths), pc.max(lengths).as_py() or 0
+    num_val = pq.read_metadata(examples.path / "val.parquet").num_rows
+    if num_rows == 0:
+        raise PlanError("there are no training examples", where=str(examples.path / "train.parquet"))
+    if num_val == 0 and spec.early_stopping_patience is not None:
+        raise PlanError(
+            "early stopping needs validation rows, and there are none",
+            where="train.early_stopping_patience",
+            hint="give the split stage a share for val, or set the key to null",
+        )
+    if num_val == 0:
+        warnings.append("there are no validation rows: the last weights are kept, not the best")
+    if base is not None:
+        limit = json.loads((base.path / "model" / "config.json").read_text("utf-8")).get("max_position_embeddings")
+        if limit is not None and longest > limit:
+            raise PlanError(
+                "a row is longer than the base model can read",
+                where="encode",
+                expected=f"at most {limit:,} tokens",
+                found=f"{longest:,}",
+                hint="set a maximum length in the encode stage",
+            )
+    if longest > spec.max_tokens_per_batch:
+        warnings.append(
+            f"the longest row has {longest:,} tokens, above max_tokens_per_batch {spec.max_tokens_per_batch:,}: "
+            "it makes a pass of its own and needs that much more memory"
+        )
+    steps = spec.num_train_epochs * num_rows / spec.batch_size
+    if steps < FEW_STEPS:
+        warnings.append(f"{steps:.0f} steps are few: use a smaller batch_size or more epochs")
+    return warnings
+
+
+def check_contract(examples: Artifact, contract: Artifact) -> None:
+    """Raise `ContractError` unless the examples were encoded under this very contract."""
+    used = examples.manifest.inputs.get("contract")
+    if used != contract.fingerprint:
+        raise ContractError(
+            "the examples were encoded under another contract",
+            where="train",
+            expected=f"contract {contract.fingerprint[:12]}",
+            found=f"contract {str(used)[:12]}",
+            hint="wire encode and train to the same contract table, and run encode again",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """A model ready to train."""
+
+    model: torch.nn.Module
+    parameters: Mapping[str, torch.nn.Parameter]
+    """What the optimizer changes, float32."""
+    optimizer: torch.optim.Optimizer
+    publish: Callable[[], None]
+    """Carry the parameters into the model, where it holds rounded copies."""
+    save: Callable[[Path], None]
+    """Write what was trained into a folder, and check the folder against the live model."""
+
+
+def assemble(spec: TrainSpec, *, base_dir: Path, base_name: str, dtype: DtypeName, device: str) -> Assembled:
+    """Load the base and make trainable what the settings say."""
+    import torch
+
+    from tunesmith.model import full, lora
+    from tunesmith.model.load import load_model
+    from tunesmith.train import optim
+
+    torch.manual_seed(spec.seed)
+    model = load_model(base_dir, dtype=dtype).to(device)
+    ratio = 1.0
+    adapter = spec.adapter
+    parameters: Mapping[str, torch.nn.Parameter]
+    if isinstance(adapter, Full):
+        parameters, publish = full.train_all_(model)
+
+        def save(folder: Path) -> None:
+            full.save_model(model, folder, base_dir=base_dir)
+    else:
+        adapted = lora.add_lora(
+            model,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            dropout=adapter.dropout,
+            targets=adapter.targets,
+            scaling=adapter.scaling if isinstance(adapter, Lora) else "classic",
+            decomposition="dora" if isinstance(adapter, Dora) else "none",
+            seed=spec.seed,
+        )
+        ratio = adapter.lora_plus_ratio if isinstance(adapter, Lora) else 1.0
+        parameters = lora.adapter_parameters(adapted)
+        model = adapted
+
+        def publish() -> None:
+            """The adapters are float32 themselves."""
+
+        def save(folder: Path) -> None:
+            lora.save_adapter(adapted, folder, base_name=base_name)
+
+    groups = optim.parameter_groups(parameters, weight_decay=spec.weight_decay, lora_plus_ratio=ratio)
+    return Assembled(model=model, parameters=parameters, optimizer=_optimizer(spec, groups), publish=publish, save=save)
+
+
+def _optimizer(spec: TrainSpec, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    from tunesmith.train import optim
+
+    chosen = spec.optimizer
+    match chosen:
+        case AdamW():
+            return optim.adamw(groups, beta1=chosen.beta1, beta2=chosen.beta2, epsilon=chosen.epsilon)
+        case Adafactor():
+            return optim.adafactor(groups)
+        case Muon():
+            return optim.muon(groups, momentum=chosen.momentum)
+        case Sgd():
+            return optim.sgd(groups, momentum=chosen.momentum)

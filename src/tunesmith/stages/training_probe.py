@@ -1,0 +1,158 @@
+"""What a training run will take, from a few of its own passes in a process of its own, the largest first.
+
+    python -m tunesmith.stages.training_probe '{"spec": {...}, "base": DIR, "examples": DIR, "device": "cpu"}'
+
+What lives here: the probe, run as a program so that its peak memory is that of training and of nothing else, and the
+function that starts it for `tunesmith plan`. What does not: the settings (`stages.training`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.core.stage import Estimate
+from tunesmith.stages.training import Assembled, TrainSpec, assemble
+from tunesmith.types import JSON
+
+if TYPE_CHECKING:
+    from tunesmith.train.batches import FlatBatch
+    from tunesmith.train.examples import ExampleTable
+    from tunesmith.train.passes import LossPass
+
+TYPICAL_PASSES = 2
+MAX_COUNTED_STEPS = 100
+"""Rows of more steps than these are taken to be like these."""
+
+TIMEOUT_SECONDS = 600
+
+
+def estimate_by_probe(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> Estimate:
+    """Run the probe and turn what it measured into an estimate; say so where it failed."""
+    request = {"spec": spec.model_dump(mode="json"), "base": str(base), "examples": str(examples), "device": device}
+    command = [sys.executable, "-m", "tunesmith.stages.training_probe", json.dumps(request)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return Estimate(seconds=None, memory_bytes=None, basis=f"the probe took more than {TIMEOUT_SECONDS} s")
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        return Estimate(seconds=None, memory_bytes=None, basis=f"the probe failed: {last[0][:120]}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return Estimate(
+        seconds=found["seconds"],
+        memory_bytes=found["memory_bytes"],
+        basis=(
+            f"probe: longest of {found['passes']} passes ({found['longest_rows']:,} tokens) and {TYPICAL_PASSES} more, "
+            f"{found['pass']} pass in {found['dtype']}, {found['tokens_per_second']:,.0f} tokens/s"
+        ),
+    )
+
+
+def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict[str, JSON]:
+    """Train a few passes with a learning rate of 0 and return seconds and bytes of the whole run."""
+    from tunesmith.model.load import load_model
+    from tunesmith.stages.train import choose_dtype
+    from tunesmith.train.batches import StepPlan, count_steps, flatten, micro_batches
+    from tunesmith.train.examples import read_examples
+    from tunesmith.train.passes import choose_pass
+
+    started = time.perf_counter()
+    rows, val = (read_examples(examples / f"{side}.parquet") for side in ("train", "val"))
+    dtype, _ = choose_dtype(spec, base / "model", device)
+    made = assemble(spec, base_dir=base / "model", base_name="probe", dtype=dtype, device=device)
+    choice = choose_pass(
+        made.model, rows, gradient_checkpointing=spec.gradient_checkpointing, noise_alpha=spec.neftune_noise_alpha
+    )
+    sharing = spec.shares_prefixes and choice.loss_pass.shares_prefixes
+
+    def passes_of(table: ExampleTable, indices: Sequence[int]) -> list[list[int]]:
+        return micro_batches(table, indices, max_tokens=spec.max_tokens_per_batch, share_prefixes=sharing)
+
+    total_steps = count_steps(
+        len(rows), batch_size=spec.batch_size, num_epochs=spec.num_train_epochs, max_steps=spec.max_steps
+    )
+    plan = StepPlan(num_examples=len(rows), batch_size=spec.batch_size, total_steps=total_steps, seed=spec.seed)
+    counted = min(total_steps, MAX_COUNTED_STEPS)
+    groups = [group for step in range(counted) for group in passes_of(rows, plan.examples_of(step))]
+    batches = sorted((flatten(rows, group, share_prefixes=sharing, device=device) for group in groups), key=_size)
+    startup = time.perf_counter() - started
+
+    made.model.train()
+    _train_on(batches[-1], made, choice.loss_pass)
+    middle = batches[len(batches) // 2 : len(batches) // 2 + TYPICAL_PASSES] or batches[-1:]
+    begin = time.perf_counter()
+    for batch in middle:
+        _train_on(batch, made, choice.loss_pass)
+    per_row = (time.perf_counter() - begin) / sum(map(_size, middle))
+
+    made.model.eval()
+    eval_seconds = 0.0
+    if len(val):
+        import torch
+
+        val_batches = [
+            flatten(val, group, share_prefixes=sharing, device=device) for group in passes_of(val, range(len(val)))
+        ]
+        begin = time.perf_counter()
+        with torch.no_grad():
+            choice.loss_pass.loss(val_batches[0], denominator=1.0)
+        eval_seconds = (time.perf_counter() - begin) / _size(val_batches[0]) * sum(map(_size, val_batches))
+    begin = time.perf_counter()
+    reloaded = load_model(base / "model", dtype=dtype)  # As the check after the save does, beside the trained model.
+    verify_seconds = 2 * (time.perf_counter() - begin)
+    del reloaded
+
+    train_rows = sum(map(_size, batches)) * total_steps / counted
+    evals = 2 + int(spec.num_train_epochs * spec.evals_per_epoch - 1e-9)
+    train_seconds = train_rows * per_row
+    return {
+        "seconds": startup + train_seconds + evals * eval_seconds + verify_seconds,
+        "memory_bytes": _peak_bytes(device),
+        "passes": len(batches),
+        "longest_rows": _size(batches[-1]),
+        "pass": choice.loss_pass.name,
+        "dtype": dtype,
+        "tokens_per_second": sum(batch.num_tokens for batch in batches) * total_steps / counted / train_seconds,
+    }
+
+
+def _size(batch: FlatBatch) -> int:
+    return batch.num_rows
+
+
+def _train_on(batch: FlatBatch, made: Assembled, loss_pass: LossPass) -> None:
+    """Do all the work of a step whose learning rate is 0."""
+    made.optimizer.zero_grad(set_to_none=True)
+    loss_pass.loss(batch, denominator=float(batch.weights.sum())).backward()  # type: ignore[no-untyped-call]
+    made.optimizer.step()
+    made.publish()
+    loss_pass.refresh_()
+
+
+def _peak_bytes(device: str) -> int:
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    request = json.loads(sys.argv[1])
+    result = measure(
+        TrainSpec.model_validate(request["spec"]),
+        base=Path(request["base"]),
+        examples=Path(request["examples"]),
+        device=request["device"],
+    )
+    sys.stdout.write(json.dumps(result) + "\n")
