@@ -10,16 +10,19 @@ What lives here: the order of the rules and what comes out. What does not: the r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
+from tunesmith.data.canaries import measured_recall
+from tunesmith.data.decontam import Index
 from tunesmith.data.dedup import SIDE_RANK, STAYING, Duplicate, cluster_name, find_duplicates
 from tunesmith.data.filters import Lint, drop_contract_violations, drop_empty, drop_too_long
 from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.data.lineage import Ledger
 from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed
 from tunesmith.data.redact import placeholder_detail, redact_row
+from tunesmith.data.words import answer_text, prompt_text
 from tunesmith.errors import DataError
 from tunesmith.types import JSON, Row
 
@@ -50,6 +53,9 @@ class Rules:
     max_chars: int = 200_000
     redact: frozenset[str] | None = None
     near_threshold: float = 0.6
+    evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Registered evaluation -> its items: rows that hold one are contaminated."""
+    contaminated: Literal["flag", "drop"] = "flag"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +68,7 @@ class Curated:
     duplicates: list[dict[str, JSON]]
     """One entry a duplicate: row, keeper, kind, score, cluster."""
     personal_data: dict[str, JSON]
-    """Counts by type, masked samples."""
+    """Counts by type, masked samples, and the share of planted canaries that were found, by type."""
 
     def summary(self) -> dict[str, JSON]:
         """Return the figures of the stage."""
@@ -79,8 +85,10 @@ class Curated:
             "duplicates_near": kinds["near_duplicate"],
             "leaks": self.ledger.dropped["leak"],
             "conflicts": kinds["conflict"],
+            "contaminated": self.ledger.flagged["contaminated"] + self.ledger.dropped["contaminated"],
             "pii": dict(counts),
             "pii_rows": self.ledger.changed["personal_data"],
+            "pii_canary_recall": self.personal_data["canary_recall"],
             "licenses": dict(Counter(row.provenance.license or "unknown" for row in self.rows)),
             "sources": dict(Counter(row.provenance.source for row in self.rows)),
         }
@@ -106,7 +114,7 @@ def curate_rows(
     say(2, f"{len(kept):,} rows pass the quality rules")
     kept, personal_data = _redact_all(kept, ledger, rules.redact, lint)
     say(3, f"{ledger.changed['personal_data']:,} rows held personal data or secrets")
-    kept = _drop_group_leaks(kept, ledger)
+    kept = _contamination(_drop_group_leaks(kept, ledger), ledger, rules)
     kept, duplicates = _drop_duplicates(kept, ledger, rules.near_threshold)
     say(4, f"{len(kept):,} rows after duplicates")
     if not kept:
@@ -158,7 +166,12 @@ def _redact_all(
                 shown.append(sample)
         ledger.change(row, redacted.row, reason="personal_data", detail=placeholder_detail(redacted.counts))
         kept.append(redacted.row)
-    return kept, {"counts": dict(sorted(counts.items())), "masked_samples": dict(sorted(samples.items()))}
+    account = {
+        "counts": dict(sorted(counts.items())),
+        "masked_samples": dict(sorted(samples.items())),
+        "canary_recall": measured_recall(rows, kinds=kinds),
+    }
+    return kept, account
 
 
 MAX_SAMPLES = 12
@@ -179,6 +192,34 @@ def _drop_group_leaks(rows: Sequence[Row], ledger: Ledger) -> list[Row]:
         detail = f"the group {row.group!r} is held out: {_place(other)} is on the side {other.split}"
         ledger.drop(row, reason="leak", detail=detail, matched_id=other.id)
     return kept
+
+
+HELD_OUT = "the held-out rows"
+"""Name under which the recipe's own held-out rows are registered as an evaluation."""
+
+
+def _contamination(rows: Sequence[Row], ledger: Ledger, rules: Rules) -> list[Row]:
+    """Flag, or drop, training rows that hold an item of a registered evaluation or of the recipe's own held-out sides.
+
+    Held-out items are flagged only: `leak` drops the rows that repeat them, and what is left may be a template's twin.
+    """
+    training = [row for row in rows if row.split not in SIDE_RANK]
+    held_out = [prompt_text(row.conversation) for row in rows if row.split in SIDE_RANK]
+    index = Index({**rules.evaluations, HELD_OUT: held_out})
+    gone: set[str] = set()
+    for match in index.matches([_whole_text(row) for row in training]):
+        row = training[match.row]
+        detail = f'holds item {match.item} of {match.evaluation}: "{match.text}"'
+        drop = rules.contaminated == "drop" and match.evaluation != HELD_OUT
+        say = ledger.drop if drop else ledger.flag
+        say(row, reason="contaminated", detail=detail, score=match.score)
+        if drop:
+            gone.add(row.id)
+    return [row for row in rows if row.id not in gone]
+
+
+def _whole_text(row: Row) -> str:
+    return f"{prompt_text(row.conversation)}\n{answer_text(row.conversation)}"
 
 
 def _drop_duplicates(rows: Sequence[Row], ledger: Ledger, threshold: float) -> tuple[list[Row], list[dict[str, JSON]]]:

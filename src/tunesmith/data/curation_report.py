@@ -90,12 +90,22 @@ def _duplicates(rows: Sequence[Row], curated: Curated) -> list[Markup]:
 def _personal_data(curated: Curated) -> list[Markup]:
     counts = cast("dict[str, int]", curated.personal_data["counts"])
     samples = cast("dict[str, list[str]]", curated.personal_data["masked_samples"])
-    if not counts:
-        return [text("None was found.")]
+    recall = cast("dict[str, float]", curated.personal_data["canary_recall"])
     body: list[list[Cell]] = [
-        [kind, Number(f"{count:,}"), ", ".join(samples.get(kind, []))] for kind, count in counts.items()
+        [kind, Number(f"{counts.get(kind, 0):,}"), Number(_percent(recall.get(kind))), ", ".join(samples.get(kind, []))]
+        for kind in sorted({*counts, *recall})
     ]
-    return [table(["type", "replaced", "masked samples"], body)]
+    return [
+        lead(
+            "Recall is measured on made-up values of each type that were planted in copies of these rows, redacted and "
+            "thrown away; it says what is found of values written in usual ways."
+        ),
+        table(["type", "replaced", "canary recall", "masked samples"], body),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "not measured" if share is None else f"{share:.0%}"
 
 
 def _licenses(curated: Curated) -> Markup:

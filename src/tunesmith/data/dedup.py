@@ -48,6 +48,7 @@ STAYING: tuple[DuplicateKind, ...] = ("conflict", "heldout_duplicate")
 """Kinds that are flagged; rows of the other kinds go."""
 _ORDER: tuple[DuplicateKind, ...] = ("leak", "exact_duplicate", "near_duplicate", "heldout_duplicate", "conflict")
 Flags = npt.NDArray[np.bool_]
+Hashes = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,12 @@ class _Texts:
     answers: list[str]
     rank: Ints
     """Order by content, in which large buckets are compared: the same whatever the order of the rows."""
+    asked: Hashes
+    """Hash of each normalised prompt."""
+    answered: Hashes
+    """Hash of each normalised answer."""
+    tasks: list[str]
+    """System prompt and tools of each row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,36 +120,40 @@ def prompt_pairs(rows: Sequence[Row], *, threshold: float) -> tuple[Ints, Ints, 
 
 
 def _prompt_candidates(texts: _Texts, table: WordTable) -> tuple[Ints, Ints]:
-    return _merged([candidate_pairs(table.texts, texts.rank), _exact_pairs(texts.prompts, texts.rank)], texts.rank)
+    return _merged([candidate_pairs(table.texts, texts.rank), _equal_pairs(texts, answers=False)], texts.rank)
 
 
 def _texts(rows: Sequence[Row]) -> _Texts:
     """Prompt and answer of each row; a text without a prompt stands as the prompt, so that it is compared as one."""
-    prompts, answers = [], []
+    prompts, answers, tasks = [], [], []
     for row in rows:
+        tasks.append(_instructions(row))
         prompt, answer = prompt_text(row.conversation), answer_text(row.conversation)
         prompts.append(prompt or answer)
         answers.append(answer if prompt else "")
-    order = np.lexsort((np.arange(len(rows)), _hashes(answers), _hashes(prompts)))
+    asked, answered = _hashes(prompts), _hashes(answers)
+    order = np.lexsort((np.arange(len(rows)), answered, asked))
     rank = np.empty(len(rows), dtype=np.int64)
     rank[order] = np.arange(len(rows))
-    return _Texts(prompts=prompts, answers=answers, rank=rank)
+    return _Texts(prompts=prompts, answers=answers, rank=rank, asked=asked, answered=answered, tasks=tasks)
 
 
-def _hashes(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
+def _hashes(texts: Sequence[str]) -> Hashes:
+    if not any(texts):
+        return np.zeros(len(texts), dtype=np.uint64)
     return np.array([xxhash.xxh3_64_intdigest(normal_text(text).encode()) for text in texts], dtype=np.uint64)
 
 
-def _exact_pairs(texts: Sequence[str], rank: Ints) -> tuple[Ints, Ints]:
-    """Pair each text with the first of those that are equal to it after normalisation, in order of rank."""
-    first: dict[str, int] = {}
-    left, right = [], []
-    for index in np.argsort(rank, kind="stable").tolist():
-        keeper = first.setdefault(normal_text(texts[index]), index)
-        if keeper != index:
-            left.append(keeper)
-            right.append(index)
-    return np.asarray(left, dtype=np.int64), np.asarray(right, dtype=np.int64)
+def _equal_pairs(texts: _Texts, *, answers: bool) -> tuple[Ints, Ints]:
+    """Pair each row with the first one of an equal prompt, and an equal answer if asked for, in order of rank."""
+    order = np.argsort(texts.rank)
+    differs = np.zeros(len(order), dtype=np.bool_)
+    differs[:1] = True
+    differs[1:] = np.diff(texts.asked[order]) != 0
+    if answers:
+        differs[1:] |= np.diff(texts.answered[order]) != 0
+    first = order[np.maximum.accumulate(np.where(differs, np.arange(len(order)), 0))]
+    return first[~differs], order[~differs]
 
 
 def _merged(found: list[tuple[Ints, Ints]], rank: Ints) -> tuple[Ints, Ints]:
@@ -191,13 +202,17 @@ def _compared(texts: _Texts, asked: WordTable, answered: WordTable, threshold: f
     alone = np.ones(len(left), dtype=np.bool_)
     if any(texts.answers):
         both = [f"{prompt} {answer}" for prompt, answer in zip(asked.texts, answered.texts, strict=True)]
-        eased = _merged([candidates, candidate_pairs(both, texts.rank), _exact_pairs(both, texts.rank)], texts.rank)
+        eased = _merged([candidates, candidate_pairs(both, texts.rank), _equal_pairs(texts, answers=True)], texts.rank)
         near, scores = _near_prompts(asked, texts, *eased, threshold, ease=SIDE_EASE)
         near &= ~np.isin((eased[0] << 32) | eased[1], (left << 32) | right)
         left, right = np.r_[left, eased[0][near]], np.r_[right, eased[1][near]]
         prompt_scores = np.r_[prompt_scores, scores[near]]
         alone = np.r_[alone, np.zeros(int(near.sum()), dtype=np.bool_)]
-    scores, same, contrary = _answers(texts, asked, answered, left, right, prompt_scores, threshold)
+    if not any(texts.answers):
+        every, none = np.ones(len(left), dtype=np.bool_), np.zeros(len(left), dtype=np.bool_)
+        scores, same, contrary = prompt_scores, every, none
+    else:
+        scores, same, contrary = _answers(texts, asked, answered, left, right, prompt_scores, threshold)
     keep = alone | same
     return _Pairs(
         left=left[keep],
@@ -260,6 +275,8 @@ def _canonical(answer: str) -> str | None:
 def _instructions(row: Row) -> str:
     """System prompt and tools: rows that differ in them are different tasks, whatever else is the same."""
     shared = [message.content for message in row.conversation.messages if message.role in ("system", "developer")]
+    if not shared and not row.conversation.tools:
+        return ""
     return canonical_json([shared, [dict(tool) for tool in row.conversation.tools]])
 
 
@@ -290,7 +307,7 @@ def _settle(rows: Sequence[Row], texts: _Texts, pairs: _Pairs) -> list[Duplicate
     for row in sorted(pairs_of, key=lambda row: (_side_rank(rows[row]), -int(degree[row]), int(texts.rank[row]))):
         if all(_ORDER[said[0]] in STAYING for said in sentences(row, stays)):
             stays.add(row)
-    _prefer_earlier_(stays, rows, pairs_of, pairs)
+    _prefer_earlier_(stays, rows, texts, pairs_of, pairs)
     cluster = clusters(len(rows), pairs.left, pairs.right)
     found = []
     for row in sorted(pairs_of):
@@ -312,7 +329,7 @@ def _side_rank(row: Row) -> int:
 
 
 def _prefer_earlier_(
-    stays: set[int], rows: Sequence[Row], pairs_of: Mapping[int, Sequence[int]], pairs: _Pairs
+    stays: set[int], rows: Sequence[Row], texts: _Texts, pairs_of: Mapping[int, Sequence[int]], pairs: _Pairs
 ) -> None:
     """Exchange a row that stays for an earlier one that repeats all the same rows, so that of equals the first stays.
 
@@ -327,7 +344,7 @@ def _prefer_earlier_(
             continue
         mine = {row for row in near[keeper] if len(near[row] & stays) == 1 and row not in stays}
         for row in sorted(mine):
-            alike = _instructions(rows[row]) == _instructions(rows[keeper]) and rows[row].split == rows[keeper].split
+            alike = texts.tasks[row] == texts.tasks[keeper] and rows[row].split == rows[keeper].split
             if row < keeper and alike and near[row] >= (near[keeper] - {row}) | {keeper}:
                 stays.remove(keeper)
                 stays.add(row)
@@ -338,13 +355,13 @@ def _kind(rows: Sequence[Row], texts: _Texts, pairs: _Pairs, pair: int, keeper: 
     side = rows[row].split
     if rows[keeper].split in SIDE_RANK and side != rows[keeper].split:
         return "leak" if pairs.alone[pair] else None
-    if _instructions(rows[keeper]) != _instructions(rows[row]):
+    if texts.tasks[keeper] != texts.tasks[row]:
         return None
     if not pairs.same[pair]:
         return "conflict" if pairs.contrary[pair] else None
     if side in SIDE_RANK:
         return "heldout_duplicate"
-    equal = all(normal_text(said[keeper]) == normal_text(said[row]) for said in (texts.prompts, texts.answers))
+    equal = texts.asked[keeper] == texts.asked[row] and texts.answered[keeper] == texts.answered[row]
     return "exact_duplicate" if equal else "near_duplicate"
 
 

@@ -113,6 +113,8 @@ def _numbers(texts: Sequence[str]) -> sp.csr_matrix:
     columns: list[int] = []
     for index, text in enumerate(texts):
         found = numbers(text)
+        if not found:
+            continue
         rows.extend([index] * len(found))
         columns.extend([vocabulary.setdefault(number, len(vocabulary)) for number in found])
     ones = np.ones(len(rows), dtype=np.int32)

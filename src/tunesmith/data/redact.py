@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from tunesmith.data.patterns import Span, find
 from tunesmith.types import JSON, Message, Row, ToolCall
 
+MAX_SAMPLE_CHARS = 48
 Find = Callable[[str], list[Span]]
 
 
@@ -49,6 +50,7 @@ def redact_row(row: Row, *, kinds: frozenset[str] | None = None, find_spans: Fin
 
 def masked(value: str) -> str:
     """Return a value of which only its shape can be read: first and last character stay, digits and letters go."""
+    value = value if len(value) <= MAX_SAMPLE_CHARS else value[:MAX_SAMPLE_CHARS] + "…"
     inner = "".join("9" if c.isdigit() else "x" if c.isalpha() else c for c in value[1:-1])
     return f"{value[:1]}{inner}{value[-1:]}" if len(value) > 4 else "x" * len(value)
 
@@ -70,7 +72,29 @@ class _Names:
         calls = tuple(self.call(call) for call in message.tool_calls)
         if content == message.content and reasoning == message.reasoning and calls == message.tool_calls:
             return message
-        return replace(message, content=content, reasoning=reasoning, tool_calls=calls)
+        spans = message.spans
+        if spans and content != message.content:
+            assert message.content is not None
+            spans = self._moved(message.content, spans)
+        return replace(message, content=content, reasoning=reasoning, tool_calls=calls, spans=spans)
+
+    def _moved(self, text: str, weighted: Sequence[tuple[int, int, float]]) -> tuple[tuple[int, int, float], ...]:
+        """Loss-weighted parts of a text, moved to where they stand after replacing; a cut value counts whole."""
+        places = [
+            (span.start, span.end, len(self._placeholder(span.kind, text[span.start : span.end])))
+            for span in self._spans(text)
+        ]
+
+        def moved(at: int, *, to_end: bool) -> int:
+            shift = 0
+            for start, end, length in places:
+                if end <= at:
+                    shift += length - (end - start)
+                elif start < at:
+                    return start + shift + (length if to_end else 0)
+            return at + shift
+
+        return tuple((moved(start, to_end=False), moved(end, to_end=True), factor) for start, end, factor in weighted)
 
     def call(self, call: ToolCall) -> ToolCall:
         if isinstance(call.arguments, str):
@@ -87,8 +111,11 @@ class _Names:
         return value
 
     def text(self, text: str) -> str:
-        spans = [span for span in self._find(text) if self._kinds is None or span.kind in self._kinds]
+        spans = self._spans(text)
         return self._replaced(text, spans) if spans else text
+
+    def _spans(self, text: str) -> list[Span]:
+        return [span for span in self._find(text) if self._kinds is None or span.kind in self._kinds]
 
     def _replaced(self, text: str, spans: Sequence[Span]) -> str:
         out = []

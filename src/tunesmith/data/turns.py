@@ -123,7 +123,23 @@ def _message(value: Mapping[str, JSON], name: str) -> Message:
         tool_call_id=_text(value, "tool_call_id", name),
         train=train,
         weight=weight,
+        spans=_weighted_parts(value.get("spans"), content or "", f"{name}.spans"),
     )
+
+
+def _weighted_parts(value: JSON, content: str, name: str) -> tuple[tuple[int, int, float], ...]:
+    """Loss weights of parts of the content: a list of [start, end, factor], in characters."""
+    parts = []
+    for index, item in enumerate(value if isinstance(value, list) else [] if value is None else [value]):
+        fits = isinstance(item, list) and len(item) == 3 and not any(isinstance(number, bool) for number in item)
+        if not (fits and isinstance(item[0], int) and isinstance(item[1], int) and isinstance(item[2], (int, float))):
+            refuse("bad_spans", f"{name}[{index}]", expected="[start, end, factor]", found=f"{item!r:.60}")
+        start, end, factor = item
+        if not (0 <= start < end <= len(content) and factor >= 0):
+            expected = f"characters within 0 and {len(content)} and a factor from 0 up"
+            refuse("bad_spans", f"{name}[{index}]", expected=expected, found=repr(item))
+        parts.append((start, end, float(factor)))
+    return tuple(parts)
 
 
 def _text(value: Mapping[str, JSON], key: str, name: str) -> str | None:

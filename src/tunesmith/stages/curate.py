@@ -1,6 +1,6 @@
 """curate: of all rows those that may and should be trained on, each change and each loss with its reason.
 
-    opt-out -> licence -> quality -> contract -> personal data -> duplicates and leaks -> rows
+    opt-out -> licence -> quality -> contract -> personal data -> contamination -> duplicates and leaks -> rows
 
 Every row that comes in is in `rows.parquet` or, with its reason, in `rejects.parquet`; `lineage.parquet` holds what was
 done to each.
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from tunesmith.core.artifact import Artifact
-from tunesmith.core.spec import Spec
+from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.types import JSON, Conversation
@@ -25,9 +26,12 @@ PersonalData = Literal[
     "PHONE",
     "IBAN",
     "CARD",
+    "BANK_ACCOUNT",
+    "CRYPTO_WALLET",
     "NATIONAL_ID",
     "IP_ADDRESS",
     "ADDRESS",
+    "DATE_OF_BIRTH",
     "API_KEY",
     "SECRET",
     "PASSWORD",
@@ -70,6 +74,10 @@ class CurateSpec(Spec):
     """Types of personal data and secrets to replace by placeholders; all where nothing is said, none for []."""
     near_duplicates: float = Field(0.6, gt=0, le=1)
     """IDF-weighted overlap of words from which two long texts are near-duplicates; short texts need more."""
+    evaluations: dict[str, ContentPath] = Field(default_factory=dict)
+    """Evaluation -> file of its items (any shape that ingest reads): training rows that hold one are contaminated."""
+    contaminated: Literal["flag", "drop"] = "flag"
+    """What is done with contaminated rows; a flag is for a person to look at."""
 
 
 def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
@@ -82,11 +90,12 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
     return warnings
 
 
-@stage(name="curate", version=1, produces="rows", check=check_curate)
+@stage(name="curate", version=2, produces="rows", check=check_curate)
 def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     """Keep, change, flag or drop each row, and say why."""
     from tunesmith.data.curation import Lint, Rules, curate_rows
     from tunesmith.data.curation_report import write_report
+    from tunesmith.data.items import read_items
     from tunesmith.data.lineage import write_lineage
     from tunesmith.data.policy import OptOut
     from tunesmith.data.write import read_rows, write_rejects, write_rows
@@ -112,6 +121,8 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         max_chars=spec.max_chars,
         redact=None if spec.redact is None else frozenset(spec.redact),
         near_threshold=spec.near_duplicates,
+        evaluations={name: read_items(Path(path)) for name, path in spec.evaluations.items()},
+        contaminated=spec.contaminated,
     )
     curated = curate_rows(rows, rules, lint=lint, progress=ctx.progress)
     write_rows(ctx.out / "rows.parquet", curated.rows)

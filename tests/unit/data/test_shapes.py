@@ -117,6 +117,11 @@ def test_reasoning_calls_and_marks_of_typed_parts_are_kept():
     assert messages[3].weight == 2
 
 
+def test_weighted_parts_of_a_turn_are_kept():
+    record = {"messages": [USER, {**OK, "spans": [[0, 1, 0.5]]}]}
+    assert convert(record, Shape.MESSAGES, columns={}).conversation.messages[1].spans == ((0, 1, 0.5),)
+
+
 def test_preference_pairs_give_prompt_chosen_and_rejected():
     shared = {"chosen_messages": [USER, OK], "rejected_messages": [USER, {"role": "assistant", "content": "no"}]}
     sharegpt = {
@@ -156,6 +161,7 @@ PROBLEMS = [
     ),
     (Shape.MESSAGES, {"messages": [USER, OK], "tools": [{"no": "name"}]}, "bad_tools", "tools[0]"),
     (Shape.MESSAGES, {"messages": [USER, {**OK, "weight": -1}]}, "wrong_type", "messages[1].weight"),
+    (Shape.MESSAGES, {"messages": [USER, {**OK, "spans": [[0, 9, 1]]}]}, "bad_spans", "messages[1].spans[0]"),
     (Shape.SHAREGPT, {"conversations": [{"from": "crowd", "value": "x"}]}, "unknown_role", "'crowd'"),
     (Shape.ALPACA, {"instruction": "hi", "outptu": "ok"}, "missing_field", "outptu"),
     (Shape.ALPACA, {"instruction": 1, "output": "ok"}, "wrong_type", "'instruction'"),

@@ -1,0 +1,150 @@
+"""Patterns of secrets: keys of vendors, private keys, tokens, passwords.
+
+What lives here: one pattern a kind. What does not: personal data (`data.personal`).
+
+Vendor keys are told by their fixed prefix and length, as the vendors publish them for secret scanning. A value without
+a prefix is a secret only behind a word that says so, and only where it looks random.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+from tunesmith.data.patterns import Pattern, where, whole
+
+MIN_ENTROPY = 3.0
+"""Bits a character of a value that counts as random: English words of 20 letters and more stay below it."""
+
+_VENDOR_KEYS = "|".join(
+    (
+        r"sk-(?:proj-|ant-(?:api\d\d-|admin\d\d-)?|or-v1-|live-|test-|svcacct-)?[A-Za-z0-9_-]{16,}",  # model vendors
+        r"[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|pk_live_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9]{24,}",  # Stripe
+        r"(?:AKIA|ASIA|AROA|AIDA|ABIA|ACCA)[A-Z0-9]{16}",  # AWS
+        r"AIza[A-Za-z0-9_-]{35}|ya29\.[A-Za-z0-9_-]{20,}|GOCSPX-[A-Za-z0-9_-]{20,}",  # Google
+        r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{22,}",  # GitHub
+        r"gl(?:pat|dt|rt|cbt|ptt|soat)-[A-Za-z0-9_-]{20,}",  # GitLab
+        r"xox[abeoprs]-[A-Za-z0-9-]{10,}|xapp-\d-[A-Za-z0-9-]{10,}",  # Slack
+        r"hf_[A-Za-z0-9]{30,}|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,}|rubygems_[a-f0-9]{48}",  # package hubs
+        r"dop_v1_[a-f0-9]{64}|doo_v1_[a-f0-9]{64}",  # DigitalOcean
+        r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}|key-[a-f0-9]{32}|(?:SK|AC)[a-f0-9]{32}",  # SendGrid, Twilio
+        r"[a-f0-9]{32}-us\d{1,2}",  # Mailchimp
+        r"sq0(?:atp|csp)-[A-Za-z0-9_-]{22,}|EAAA[A-Za-z0-9_-]{60}",  # Square
+        r"shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}|EAAC[A-Za-z0-9]{20,}",  # Shopify, Meta
+        r"\d{8,10}:AA[A-Za-z0-9_-]{33}",  # Telegram
+        r"[MNO][A-Za-z0-9_-]{23,25}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,38}",  # Discord
+        r"AGE-SECRET-KEY-1[A-Z0-9]{58}|dckr_pat_[A-Za-z0-9_-]{27,}|hvs\.[A-Za-z0-9_-]{24,}",  # age, Docker, Vault
+        r"nvapi-[A-Za-z0-9_-]{40,}|gsk_[A-Za-z0-9]{40,}|r8_[A-Za-z0-9]{37}|pplx-[A-Za-z0-9]{40,}",  # model hosts
+        r"xai-[A-Za-z0-9]{60,}|tvly-[A-Za-z0-9-]{20,}|sntrys_[A-Za-z0-9_=]{40,}|dapi[a-f0-9]{32}",
+        r"lin_api_[A-Za-z0-9]{40}|ntn_[A-Za-z0-9]{40,}|secret_[A-Za-z0-9]{40,}|figd_[A-Za-z0-9_-]{40,}",
+        r"PMAK-[a-f0-9]{24}-[a-f0-9]{34}|NRAK-[A-Z0-9]{27}|phc_[A-Za-z0-9]{40,}|glsa_[A-Za-z0-9]{32}_[a-f0-9]{8}",
+        r"tskey-[a-z]+-[A-Za-z0-9]+-[A-Za-z0-9]{20,}|ATATT3[A-Za-z0-9_=-]{60,}|pat[A-Za-z0-9]{14}\.[a-f0-9]{64}",
+    )
+)
+
+
+def _entropy(text: str) -> float:
+    """Shannon entropy in bits a character."""
+    counts = Counter(text)
+    return -sum(count / len(text) * math.log2(count / len(text)) for count in counts.values())
+
+
+def _value(match: re.Match[str]) -> str:
+    start, end = whole(match)
+    return match.string[start:end]
+
+
+def _is_random(match: re.Match[str]) -> bool:
+    value = _value(match)
+    mixed = any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
+    if match.string[match.end() : match.end() + 1] in ("(", "["):
+        return False  # a call, as in `key = base64.b64encode(...)`
+    return mixed and _entropy(value) >= MIN_ENTROPY and not _is_placeholder(value)
+
+
+def _is_placeholder(value: str) -> bool:
+    """Whether a value stands for a secret instead of being one: `<TOKEN>`, `$TOKEN`, `your-api-key-here`, `xxxx`."""
+    lower = value.lower()
+    return value[0] in "<{$%[*(" or len(set(lower)) < 5 or any(word in lower for word in _STAND_INS)
+
+
+_STAND_INS = (
+    "your",
+    "password",
+    "example",
+    "placeholder",
+    "changeme",
+    "redacted",
+    "xxxx",
+    "getenv",
+    "environ",
+    "****",
+    "....",
+)
+
+
+def _password(match: re.Match[str]) -> tuple[int, int] | None:
+    """A password holds something besides letters, or letters of both cases within the word; no full stop after it."""
+    value = _value(match).rstrip(".!?:)]}")
+    start = whole(match)[0]
+    return (start, start + len(value)) if _is_password(value) else None
+
+
+def _is_password(value: str) -> bool:
+    if len(value) < 6 or _is_placeholder(value) or "'" in value or value.lower() in _PASSWORD_WORDS:
+        return False
+    strange = any(c.isdigit() or c in "!@#$%^&*_+=~?" for c in value)
+    return strange or (value[1:] != value[1:].lower() and value != value.upper())
+
+
+_PASSWORD_WORDS = {"wi-fi", "e-mail", "re-entered", "log-in", "sign-in", "pop-up", "one-time", "case-sensitive"}
+
+SECRETS: tuple[Pattern, ...] = (
+    Pattern(
+        kind="PRIVATE_KEY",
+        regex=re.compile(
+            r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----.*?"
+            r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z)",
+            re.DOTALL,
+        ),
+        fit=whole,
+        hints=("private key",),
+    ),
+    Pattern(
+        kind="JWT",
+        regex=re.compile(r"(?<![\w-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?![\w-])"),
+        fit=whole,
+        hints=("eyj",),
+    ),
+    Pattern(kind="API_KEY", regex=re.compile(rf"(?<![A-Za-z0-9_])(?:{_VENDOR_KEYS})(?![A-Za-z0-9])"), fit=whole),
+    Pattern(
+        kind="URL_PASSWORD",
+        regex=re.compile(
+            r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,64}:(?P<value>[^\s/@]{3,64})@(?=[^\s/])", re.IGNORECASE
+        ),
+        fit=where(lambda match: not _is_placeholder(_value(match))),
+        hints=("://",),
+    ),
+    Pattern(
+        kind="SECRET",
+        regex=re.compile(
+            r"(?i:\b(?:api|access|auth|authorization|client|secret|private|encryption|signing|bearer|session|refresh"
+            r"|account|storage|webhook|app)[ _-]?(?:key|token|secret)s?|\bsecret|\btoken|\bbearer|_key|_token|_secret)"
+            r"[\"']?(?: is| was)?\s{0,2}(?:[:=]|=>|\s)\s{0,2}[\"'`]?(?P<value>[A-Za-z0-9+/_.~-]{16,}={0,2})"
+        ),
+        fit=where(_is_random),
+        hints=("key", "token", "secret", "bearer"),
+        digits=1,
+    ),
+    Pattern(
+        kind="PASSWORD",
+        regex=re.compile(
+            r"(?i:(?:\b|_)(?:password|passwd|passphrase|pwd|passcode|passwort|contraseña))[\"']?"
+            r"(?:(?: is| was| to)\s{0,2}:?|\s{0,2}[:=]|\s?=>)\s{0,2}[\"'`]?(?P<value>[^\s\"'`,;<>]{6,64})"
+        ),
+        fit=_password,
+        hints=("passw", "passphrase", "pwd", "passcode", "contrase"),
+    ),
+)
+"""Patterns of secrets, strongest first."""
