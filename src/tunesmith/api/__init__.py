@@ -27,9 +27,10 @@ from tunesmith.core.run import execute
 from tunesmith.core.runs import RunRecord, artifact_of, find_run, run_names
 from tunesmith.core.stage import Stage
 from tunesmith.core.store import Store
-from tunesmith.errors import StoreError
+from tunesmith.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
+    from tunesmith.api.config_import import ImportedConfig
     from tunesmith.api.new_recipe import NewRecipe
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "diff",
     "explain",
     "gc",
+    "import_config",
     "init",
     "open_recipe",
     "open_store",
@@ -88,6 +90,22 @@ def init(
     from tunesmith.api.new_recipe import write_recipe
 
     return write_recipe(Path(folder), stages(), data=[Path(path) for path in data], base=base, license=license)
+
+
+def import_config(config: PathLike, recipe: PathLike | None = None) -> ImportedConfig:
+    """Return the recipe that means what a config of LLaMA-Factory, axolotl or TRL means, and write it where asked.
+
+    Raises `RecipeError` for a config that cannot be read, or where a recipe stands there already.
+    """
+    from tunesmith.api.config_import import import_config as convert
+
+    target = None if recipe is None else Path(recipe)
+    if target is not None and target.exists():
+        raise RecipeError("there is a recipe already", where=str(target), hint="remove it, or name another file")
+    made = convert(Path(config), stages(), folder=Path(config).parent if target is None else target.parent)
+    if target is not None:
+        target.write_text(made.text, "utf-8")
+    return made
 
 
 def plan(

@@ -24,6 +24,7 @@ from tunesmith.errors import TunesmithError
 
 VERBS = (
     "init",
+    "import_config",
     "plan",
     "run",
     "show",

@@ -1,0 +1,184 @@
+import pytest
+import yaml
+
+import tunesmith.api as api
+from tunesmith.api.foreign_configs import TOOLS, Moves
+from tunesmith.core.recipe import load_recipe
+from tunesmith.errors import RecipeError
+from tunesmith.stages import load_stages
+
+LLAMA_FACTORY = """
+model_name_or_path: ./base
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+dataset: identity,alpaca_en_demo
+template: llama3
+cutoff_len: 2048
+max_samples: 1000
+overwrite_cache: true
+preprocessing_num_workers: 16
+output_dir: saves/llama3-8b/lora/sft
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+val_size: 0.1
+eval_strategy: steps
+resume_from_checkpoint: null
+use_dora: false
+"""
+
+AXOLOTL = """
+base_model: ./base
+load_in_4bit: true
+adapter: qlora
+datasets:
+  - path: data/chat.jsonl
+    type: chat_template
+    field_messages: turns
+    roles_to_train: [assistant]
+val_set_size: 0.05
+sequence_len: 4096
+sample_packing: true
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+gradient_accumulation_steps: 4
+micro_batch_size: 2
+num_epochs: 4
+optimizer: paged_adamw_32bit
+lr_scheduler: cosine
+learning_rate: 2e-4
+warmup_steps: 10
+bf16: auto
+weight_decay: 0.0
+wandb_project:
+a_key_nobody_knows: 3
+"""
+
+TRL = """
+model_name_or_path: ./base
+dataset_name: data/rows.jsonl
+use_peft: true
+lora_r: 4
+lora_alpha: 8
+lora_target_modules: [q_proj, v_proj]
+use_dora: true
+max_steps: 200
+warmup_steps: 20
+learning_rate: 3e-4
+per_device_train_batch_size: 4
+adam_beta2: 0.95
+max_length: 512
+packing: true
+neftune_noise_alpha: 5
+push_to_hub: true
+"""
+
+
+def imported(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    made = api.import_config(tmp_path / "config.yaml", tmp_path / "recipe.yaml")
+    return made, load_recipe(tmp_path / "recipe.yaml", load_stages())
+
+
+def fates(made):
+    return [fate.key for kind in (made.moved, made.always, made.lost, made.unknown) for fate in kind]
+
+
+@pytest.mark.parametrize("text", [LLAMA_FACTORY, AXOLOTL, TRL], ids=["LLaMA-Factory", "axolotl", "TRL"])
+def test_every_key_of_a_config_ends_in_one_list(tmp_path, text):
+    made, _ = imported(tmp_path, text)
+    named = [key for key in fates(made) if "[]" not in key]
+    assert set(yaml.safe_load(text)) <= set(named)
+    lost_and_moved = {fate.key for fate in made.lost} & {fate.key for fate in made.always}
+    assert not lost_and_moved
+
+
+def test_a_config_of_llama_factory_means_the_same(tmp_path):
+    made, recipe = imported(tmp_path, LLAMA_FACTORY)
+    assert made.tool == "LLaMA-Factory"
+    train = recipe.tables["train"].spec
+    assert (train.adapter.kind, train.adapter.rank, train.adapter.alpha, train.adapter.targets) == ("lora", 8, 16, None)
+    assert (train.batch_size, train.learning_rate, train.num_train_epochs) == (8, 1e-4, 3.0)
+    assert (train.lr_scheduler_type, train.warmup_ratio, train.dtype, train.seed) == ("cosine", 0.1, "bfloat16", 42)
+    assert recipe.tables["contract"].spec.loss.max_tokens == 2048
+    sources = recipe.tables["ingest"].spec.sources
+    assert [source.dataset for source in sources] == ["identity", "alpaca_en_demo"]
+    assert recipe.tables["split"].spec.shares.val == pytest.approx(0.1)
+    assert {fate.key for fate in made.lost} == {"template", "max_samples"}
+    assert not made.unknown
+
+
+def test_a_config_of_axolotl_means_the_same_and_says_what_it_loses(tmp_path):
+    made, recipe = imported(tmp_path, AXOLOTL)
+    train = recipe.tables["train"].spec
+    assert (train.adapter.rank, train.adapter.alpha, train.adapter.dropout) == (32, 16, 0.05)
+    assert (train.batch_size, train.learning_rate, train.num_train_epochs) == (8, 2e-4, 4)
+    assert train.dtype == "auto"
+    (source,) = recipe.tables["ingest"].spec.sources
+    assert source.columns == {"messages": "turns"}
+    lost = {fate.key for fate in made.lost}
+    assert {"warmup_steps", "datasets[].roles_to_train", "load_in_4bit", "adapter"} <= lost
+    assert [fate.key for fate in made.unknown] == ["a_key_nobody_knows"]
+
+
+def test_a_config_of_trl_means_the_same(tmp_path):
+    made, recipe = imported(tmp_path, TRL)
+    train = recipe.tables["train"].spec
+    assert (train.adapter.kind, train.adapter.rank, train.adapter.targets) == ("dora", 4, ("q_proj", "v_proj"))
+    assert (train.max_steps, train.warmup_ratio, train.batch_size) == (200, 0.1, 4)
+    assert (train.optimizer.beta2, train.neftune_noise_alpha) == (0.95, 5)
+    assert train.num_train_epochs == 3.0  # TRL's default, not ours
+    assert any(fate.key == "num_train_epochs" and fate.by_default for fate in made.moved)
+    assert [fate.key for fate in made.lost] == ["push_to_hub"]
+
+
+def test_full_fine_tuning_leaves_no_adapter_keys_behind(tmp_path):
+    _, recipe = imported(tmp_path, LLAMA_FACTORY.replace("finetuning_type: lora", "finetuning_type: full"))
+    assert recipe.tables["train"].spec.adapter.kind == "full"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stage: dpo\nfinetuning_type: lora\ntemplate: x\nmodel_name_or_path: ./b\ndataset: a", "stage is 'dpo'"),
+        ("learning_rate: 1e-4\nseed: 3", "cannot tell which tool"),
+        ("- a\n- b", "no mapping of keys"),
+        ("a: [", "cannot read the config"),
+        ("finetuning_type: freeze\nmodel_name_or_path: ./b\ndataset: a\ntemplate: x", "freeze has no counterpart"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_with_the_reason(tmp_path, text, said):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(RecipeError) as error:
+        api.import_config(tmp_path / "config.yaml")
+    assert said in str(error.value)
+
+
+def test_a_recipe_is_never_overwritten(tmp_path):
+    imported(tmp_path, TRL)
+    with pytest.raises(RecipeError, match="already"):
+        api.import_config(tmp_path / "config.yaml", tmp_path / "recipe.yaml")
+
+
+def test_every_target_of_the_tables_is_a_key_that_exists():
+    stages = load_stages()
+    from tunesmith.core.fields import key_docs
+
+    known = {f"{name}.{doc.key}" for name, stage in stages.items() for doc in key_docs(stage.spec_type)}
+    for tool in TOOLS:
+        for key, rule in tool.rules.items():
+            if isinstance(rule, Moves):
+                assert rule.to in known, (tool.name, key)
