@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -91,7 +90,8 @@ def register(app: typer.Typer) -> None:
 
 def _stop_at_eof() -> None:
     """Wait for the end of standard input, which comes when the process at its other end dies, and stop in order."""
-    while sys.stdin.buffer.read(1 << 16):
+    # The descriptor, not sys.stdin: a thread inside a buffered read holds a lock that the interpreter needs to exit
+    while os.read(0, 1 << 16):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -102,9 +102,8 @@ def _say_ready(listening: Listening, ready_file: Path | None) -> None:
     typer.echo(f"  base      {bundle.base.id}, {listening.dtype}")
     typer.echo(f"  contract  {bundle.contract.sha256[:12]}: {proof.golden_vectors} golden vectors reproduced")
     if proof.mean_logprob_error is not None:
-        typer.echo(
-            f"  weights   {proof.golden_probabilities} golden probabilities within {proof.mean_logprob_error:.4f} nats"
-        )
+        share = f"{proof.mean_logprob_error:.2%}"
+        typer.echo(f"  weights   {proof.golden_probabilities} golden probabilities reproduced, {share} off on average")
     if listening.dtype != bundle.dtype:
         typer.echo(f"  note      evaluated in {bundle.dtype}: the measured quality is not quite this server's")
     if not bundle.promotable:

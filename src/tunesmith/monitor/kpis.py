@@ -96,7 +96,7 @@ def kpis(view: View) -> dict[str, Figure]:
         "input_flagged_rate": share(_flagged(trace, "input:injection") for trace in answers),
         "output_flagged_rate": share(_flagged(trace, "output:") for trace in answers),
         "pii_rate": share(_flagged(trace, "input:pii") for trace in answers),
-        "deviation_rate": share(bool(trace.deviation) for trace in answers),
+        "deviation_rate": share(bool(trace.deviation.keys() - {"retry"}) for trace in answers),
         "client_error_rate": share(400 <= trace.status < 500 for trace in view.traces),
         "server_error_rate": share(trace.status >= 500 for trace in view.traces),
         "latency_p50_ms": quantile(latencies, 0.5),

@@ -1,13 +1,12 @@
-"""The engine over transformers: continuous batching with a key-value cache, adapter and base side by side.
+"""The engine: continuous batching, adapter and base side by side, in one thread that owns the model.
 
-What lives here: one thread that owns the model. A step generates one token for every running answer; new requests are
-prefilled between two steps and join the batch, finished ones leave it. Requests to the adapter and to the base run in
-two lanes over the same weights, the adapter switched off for the second.
+What lives here: who runs. A round generates one token for every running answer; new requests are prefilled between two
+rounds and join their lane, finished ones leave it. What does not: the arithmetic (`serve.runners`), text, HTTP, limits
+on how many may wait (`serve.limits`).
 
-    cache of a lane:   . . . p p p g g        p prompt, g generated, . padding (mask 0)
-                       p p p p p p g g
+    lane (adapter)   row row row      each round: one forward pass a lane
+    lane (base)      row
 
-What does not: text, HTTP, limits on how many may wait (`serve.limits`).
 Answers at temperature 0 may differ between batch compositions where two tokens tie within rounding; `max_batch=1`
 gives one composition at the price of throughput.
 """
@@ -16,25 +15,22 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
 from tunesmith.errors import ServeError
-from tunesmith.model.generate import choose, context_length
+from tunesmith.model.generate import choose
 from tunesmith.model.load import DtypeName, load_model
 from tunesmith.serve.engines import Cancel, Constraint, Emit, Finished, GenerationRequest, NewTokens, Weights
+from tunesmith.serve.runners import Lane, Runner, choose_runner
 from tunesmith.types import FinishReason, Log
 
 IDLE_SECONDS = 0.05
 """How long the thread sleeps at most before it looks again whether it shall close."""
-_ATTENTION_LAYERS = ("full_attention", "sliding_attention")
-"""Layer types whose cache is keys and values by position, so that rows can join and leave a batch."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,56 +47,40 @@ class _Running:
 
 @dataclass(slots=True, kw_only=True)
 class _Batch:
-    """The answers that run on one set of weights: at least one. Shapes: B rows, T positions."""
+    """The answers that run in one lane: at least one."""
 
     rows: list[_Running]
-    cache: DynamicCache
-    mask_BT: torch.Tensor
-    """Which positions of the cache, and of `ids`, are not padding."""
-    ids: torch.Tensor
-    """What the next forward pass reads: (B, prompt) at first, then (B, 1)."""
-    places: torch.Tensor
-    """Positions of `ids` in their own rows."""
+    state: Any
+    """The runner's."""
+    tokens: list[int]
+    """Last token of each row: what the next step reads."""
 
 
-class TransformersEngine:
-    """Generate with a causal language model of transformers, under PEFT or bare."""
+class BatchingEngine:
+    """Generate with a runner. See `engines.Engine`."""
 
-    name = "transformers"
-
-    def __init__(self, model: torch.nn.Module, *, max_batch: int, log: Log) -> None:
-        """Take over the model. Raises `ServeError` for an architecture whose cache cannot be batched."""
-        self.context_length = context_length(model)
-        config: Any = model.config
-        self.vocab_size = int(config.vocab_size)
-        self._model: Any = model
-        self._device = next(model.parameters()).device
-        self._has_adapter = hasattr(model, "disable_adapter")
+    def __init__(self, runner: Runner, *, max_batch: int, log: Log) -> None:
+        self.name = runner.name
+        self.context_length = runner.context_length
+        self.vocab_size = runner.vocab_size
+        self._runner = runner
         self._max_batch = max_batch
         self._log = log
         self._jobs: queue.Queue[tuple[GenerationRequest, Emit, threading.Event]] = queue.Queue()
         self._lock = threading.Lock()
-        self._lanes: dict[Weights, _Batch | None] = dict.fromkeys(Weights)
+        self._batches: dict[Lane, _Batch] = {}
         self._closing = threading.Event()
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="tunesmith-engine", daemon=True)
-        for kind in getattr(config, "layer_types", None) or ():
-            if kind not in _ATTENTION_LAYERS:
-                raise ServeError(
-                    f"the transformers engine cannot batch layers of type {kind!r}",
-                    expected=" or ".join(_ATTENTION_LAYERS),
-                    hint="serve this model with vLLM",
-                )
 
     def start(self) -> None:
         """Start the thread that owns the model from now on."""
-        self._model.eval()
         self._thread.start()
 
     def submit(self, request: GenerationRequest, emit: Emit) -> Cancel:
-        """Queue one answer."""
+        """Queue one answer. Raises `ServeError` where it asks for an adapter and none is loaded."""
         assert request.prompt, "an empty prompt"
-        if request.weights is Weights.ADAPTER and not self._has_adapter:
+        if request.weights is Weights.ADAPTER and not self._runner.has_adapter:
             raise ServeError("no adapter is loaded", hint="ask for the base model, or serve a bundle with an adapter")
         cancelled = threading.Event()
         with self._lock:
@@ -113,12 +93,11 @@ class TransformersEngine:
     def next_token_logprobs(
         self, prompt: Sequence[int], weights: Weights, *, tokens: Sequence[int]
     ) -> tuple[float, ...]:
-        """Return the log-probability of each of `tokens` to come next."""
+        """Return the log-probability of each of `tokens` to come next, computed as answers are."""
         assert not self._thread.is_alive(), "the engine's thread owns the model"
-        with torch.inference_mode(), self._with_weights(weights):
-            ids = torch.tensor([list(prompt)], device=self._device)
-            logits_V = self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        return tuple(torch.log_softmax(logits_V.float(), dim=-1)[list(tokens)].tolist())
+        with torch.inference_mode():
+            _, logits_RV = self._runner.prefill(self._runner.lane(prompt, weights), [prompt])
+        return tuple(torch.log_softmax(logits_RV[0].float(), dim=-1)[list(tokens)].tolist())
 
     def failure(self) -> str | None:
         """Return why the engine's thread ended, or `None` while it runs."""
@@ -130,39 +109,30 @@ class TransformersEngine:
         if self._thread.is_alive():
             self._thread.join()
 
-    @contextmanager
-    def _with_weights(self, weights: Weights) -> Iterator[None]:
-        off = self._has_adapter and weights is Weights.BASE
-        with self._model.disable_adapter() if off else nullcontext():
-            yield
-
     def _run(self) -> None:
         reason = "the server is closing"
         try:
             with torch.inference_mode():
                 while not self._closing.is_set():
-                    for weights, rows in self._take_waiting().items():
-                        fresh = self._advanced(weights, _prompt_batch(rows, self._device))
-                        self._lanes[weights] = _joined(self._lanes[weights], fresh)
-                    for weights, batch in self._lanes.items():
-                        if batch is not None:
-                            self._lanes[weights] = self._advanced(weights, _without_cancelled(batch))
+                    for lane, rows in self._take_waiting().items():
+                        self._admit(lane, rows)
+                    for lane in list(self._batches):
+                        self._step(lane)
         except BaseException as error:
             reason = f"the engine stopped: {type(error).__name__}: {error}"
             raise
         finally:
             with self._lock:
                 self._failure = reason
-            for batch in self._lanes.values():
-                if batch is not None:
-                    _fail(batch.rows, reason)
+            for batch in self._batches.values():
+                _fail(batch.rows, reason)
             while not self._jobs.empty():
                 self._jobs.get_nowait()[1](Finished(reason=FinishReason.ERROR, error=reason))
 
-    def _take_waiting(self) -> dict[Weights, list[_Running]]:
+    def _take_waiting(self) -> dict[Lane, list[_Running]]:
         """Take what waits, as far as there is room; sleep a little where nothing runs and nothing waits."""
-        num_running = sum(len(batch.rows) for batch in self._lanes.values() if batch is not None)
-        taken: dict[Weights, list[_Running]] = {}
+        num_running = sum(len(batch.rows) for batch in self._batches.values())
+        taken: dict[Lane, list[_Running]] = {}
         while num_running < self._max_batch:
             try:
                 request, emit, cancelled = self._jobs.get(block=num_running == 0, timeout=IDLE_SECONDS)
@@ -175,62 +145,69 @@ class TransformersEngine:
                 constraint=request.make_constraint() if request.make_constraint is not None else None,
                 random=torch.Generator().manual_seed(request.seed),
             )
-            taken.setdefault(request.weights, []).append(row)
+            taken.setdefault(self._runner.lane(request.prompt, request.weights), []).append(row)
             num_running += 1
         return taken
 
-    def _advanced(self, weights: Weights, batch: _Batch | None) -> _Batch | None:
-        """Generate one token for each row and return the rows that go on.
+    def _admit(self, lane: Lane, rows: list[_Running]) -> None:
+        """Prefill new rows, emit their first tokens, and let those that go on join their lane."""
+        fresh = self._guarded(rows, lambda: self._runner.prefill(lane, [row.request.prompt for row in rows]))
+        if fresh is None:
+            return
+        running = self._batches.get(lane)
+        if running is None:
+            self._batches[lane] = fresh
+            return
+        running.state = self._runner.join(running.state, fresh.state)
+        running.rows += fresh.rows
+        running.tokens += fresh.tokens
 
-        Where the step fails (out of memory, say), its answers fail with the reason and the engine goes on.
-        """
-        if batch is None:
-            return None
-        try:
-            with self._with_weights(weights):
-                output = self._model(
-                    input_ids=batch.ids,
-                    attention_mask=batch.mask_BT,
-                    position_ids=batch.places,
-                    past_key_values=batch.cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-            chosen = [_choose(logits_V, row) for logits_V, row in zip(output.logits[:, -1], batch.rows, strict=True)]
-        except (RuntimeError, MemoryError, IndexError, ValueError) as error:
-            self._log("engine_step_failed", {"error": f"{type(error).__name__}: {error}", "rows": len(batch.rows)})
-            _fail(batch.rows, f"generation failed: {error}")
-            return None
-        keep = [
-            index for index, (row, token) in enumerate(zip(batch.rows, chosen, strict=True)) if _goes_on(row, token)
-        ]
-        batch.ids = torch.tensor(chosen, device=self._device)[:, None]
-        batch.places = batch.places[:, -1:] + 1
-        batch.mask_BT = torch.nn.functional.pad(batch.mask_BT, (0, 1), value=1)
-        return _kept(batch, keep)
-
-
-def _prompt_batch(rows: list[_Running], device: torch.device) -> _Batch:
-    prompts = [row.request.prompt for row in rows]
-    width = max(len(prompt) for prompt in prompts)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    return _Batch(
-        rows=rows,
-        cache=DynamicCache(),
-        mask_BT=mask,
-        ids=torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device),
-        places=(mask.cumsum(1) - 1).clamp_(min=0),
-    )
-
-
-def _without_cancelled(batch: _Batch) -> _Batch | None:
-    keep = []
-    for index, row in enumerate(batch.rows):
-        if row.cancelled.is_set():
-            row.emit(Finished(reason=FinishReason.ERROR, error="cancelled"))
+    def _step(self, lane: Lane) -> None:
+        """Add one token to every answer of a lane, those apart that nobody waits for any more."""
+        batch = self._batches[lane]
+        keep = []
+        for index, row in enumerate(batch.rows):
+            if row.cancelled.is_set():
+                row.emit(Finished(reason=FinishReason.ERROR, error="cancelled"))
+            else:
+                keep.append(index)
+        kept = self._kept(batch, keep)
+        advanced = None
+        if kept is not None:
+            advanced = self._guarded(kept.rows, lambda: self._runner.step(lane, kept.state, kept.tokens))
+        if advanced is not None:
+            self._batches[lane] = advanced
         else:
-            keep.append(index)
-    return _kept(batch, keep)
+            del self._batches[lane]
+
+    def _guarded(self, rows: list[_Running], forward: Callable[[], tuple[Any, torch.Tensor]]) -> _Batch | None:
+        """Run one forward pass and emit a token of each row; return the batch of those that go on.
+
+        Where it fails (out of memory, say), its answers fail with the reason and the engine goes on.
+        """
+        try:
+            state, logits_BV = forward()
+            tokens = [_choose(logits_V, row) for logits_V, row in zip(logits_BV, rows, strict=True)]
+        except (RuntimeError, MemoryError, IndexError, ValueError) as error:
+            self._log("engine_step_failed", {"error": f"{type(error).__name__}: {error}", "rows": len(rows)})
+            _fail(rows, f"generation failed: {error}")
+            return None
+        except BaseException:
+            _fail(rows, "the engine stopped")
+            raise
+        keep = [index for index, (row, token) in enumerate(zip(rows, tokens, strict=True)) if _goes_on(row, token)]
+        return self._kept(_Batch(rows=rows, state=state, tokens=tokens), keep)
+
+    def _kept(self, batch: _Batch, keep: list[int]) -> _Batch | None:
+        if not keep:
+            return None
+        if len(keep) == len(batch.rows):
+            return batch
+        return _Batch(
+            rows=[batch.rows[index] for index in keep],
+            state=self._runner.keep(batch.state, keep),
+            tokens=[batch.tokens[index] for index in keep],
+        )
 
 
 def _fail(rows: Sequence[_Running], reason: str) -> None:
@@ -262,63 +239,21 @@ def _choose(logits_V: torch.Tensor, row: _Running) -> int:
     return token
 
 
-def _kept(batch: _Batch, keep: list[int]) -> _Batch | None:
-    """Return the batch of the rows `keep`, without the columns that are padding for all of them."""
-    if not keep:
-        return None
-    if len(keep) == len(batch.rows):
-        return batch
-    index = torch.tensor(keep, device=batch.mask_BT.device)
-    mask_BT = batch.mask_BT[index]
-    start = int((mask_BT.sum(0) > 0).int().argmax())
-    return _Batch(
-        rows=[batch.rows[place] for place in keep],
-        cache=_cache_of(
-            [(layer.keys[index][:, :, start:], layer.values[index][:, :, start:]) for layer in batch.cache.layers]
-        ),
-        mask_BT=mask_BT[:, start:],
-        ids=batch.ids[index],
-        places=batch.places[index],
-    )
-
-
-def _joined(one: _Batch | None, two: _Batch | None) -> _Batch | None:
-    """Return one batch that holds the rows of both, the shorter one padded on the left."""
-    if one is None or two is None:
-        return two if one is None else one
-    width = max(one.mask_BT.shape[1], two.mask_BT.shape[1])
-    pad_one, pad_two = width - one.mask_BT.shape[1], width - two.mask_BT.shape[1]
-    layers = [
-        (
-            torch.cat([_left_padded(left.keys, pad_one), _left_padded(right.keys, pad_two)]),
-            torch.cat([_left_padded(left.values, pad_one), _left_padded(right.values, pad_two)]),
-        )
-        for left, right in zip(one.cache.layers, two.cache.layers, strict=True)
-    ]
-    masks = [torch.nn.functional.pad(mask, (pad, 0)) for mask, pad in ((one.mask_BT, pad_one), (two.mask_BT, pad_two))]
-    return _Batch(
-        rows=one.rows + two.rows,
-        cache=_cache_of(layers),
-        mask_BT=torch.cat(masks),
-        ids=torch.cat([one.ids, two.ids]),
-        places=torch.cat([one.places, two.places]),
-    )
-
-
-def _left_padded(tensor_BHTD: Any, pad: int) -> torch.Tensor:
-    return torch.nn.functional.pad(tensor_BHTD, (0, 0, pad, 0)) if pad else tensor_BHTD
-
-
-def _cache_of(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
-    cache = DynamicCache()
-    for index, (keys, values) in enumerate(layers):
-        cache.update(keys, values, index)
-    return cache
-
-
 def open_engine(
-    base_dir: Path, *, adapter_dir: Path | None, dtype: DtypeName, device: str, max_batch: int, log: Log
-) -> TransformersEngine:
-    """Load base and adapter and return an engine over them, not yet started."""
-    model = load_model(base_dir, dtype=dtype, adapter_dir=adapter_dir).to(device)
-    return TransformersEngine(model, max_batch=max_batch, log=log)
+    base_dir: Path,
+    *,
+    adapter_dir: Path | None,
+    dtype: DtypeName,
+    device: str,
+    max_batch: int,
+    prefix: Sequence[int],
+    log: Log,
+) -> BatchingEngine:
+    """Load base and adapter and return an engine over them, not yet started.
+
+    `prefix` is what prompts of the contract begin with: a runner may compute it once.
+    """
+    model = load_model(base_dir, dtype=dtype, adapter_dir=adapter_dir).to(device).eval()
+    runner, reason = choose_runner(model, prefix=prefix)
+    log("engine_chosen", {"engine": runner.name, "reason": reason, "prefix_tokens": len(prefix)})
+    return BatchingEngine(runner, max_batch=max_batch, log=log)

@@ -92,8 +92,10 @@ def run_server(
     check_base(bundle, base_dir)
     traces = TraceStore(traces_url)
     # Imported here: torch and transformers take seconds, and what was refused above needs neither
+    from tunesmith.model.generate import shared_prefix_length
     from tunesmith.serve.batching import open_engine
 
+    prompts = [golden.ids for golden in bundle.golden]
     used: Dtype = bundle.dtype if dtype == "bundle" else dtype
     engine = open_engine(
         base_dir,
@@ -101,6 +103,7 @@ def run_server(
         dtype=used,
         device=device,
         max_batch=settings.limits.max_running,
+        prefix=prompts[0][: shared_prefix_length(prompts)],
         log=log,
     )
     server = Server(bundle, engine, traces, redact=redact, settings=settings, log=log)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 START_SECONDS = 600.0
 STOP_SECONDS = 120.0
-CLIENTS = 4
+CLIENTS = 8
 STREAM_EVERY = 3
 """Each third request is streamed."""
 PRIVATE_EVERY = 8

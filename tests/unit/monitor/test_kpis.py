@@ -80,6 +80,17 @@ def test_flags_are_told_apart_by_side():
     )
 
 
+def test_a_retry_of_our_own_is_no_deviation_of_the_client():
+    traces = [
+        trace(0, deviation={"retry": "constrained"}, attempts=2),
+        trace(1, deviation={"seed": {}}),
+        trace(2),
+        trace(3),
+    ]
+    found = kpis(View.of(traces, []))
+    assert (found["deviation_rate"].value, found["retry_rate"].value) == (0.25, 0.25)
+
+
 def test_cost_is_tokens_times_price_and_absent_without_prices():
     view = View.of([trace(0), trace(1)], [])
     assert totals(view, Prices(prompt=1.0, completion=2.0))["cost"] == pytest.approx((20 * 1 + 10 * 2) / 1e6)

@@ -9,8 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from tunesmith.errors import ServeError
 from tunesmith.model.generate import generate
-from tunesmith.serve.batching import TransformersEngine
+from tunesmith.serve.batching import BatchingEngine
 from tunesmith.serve.engines import Finished, GenerationRequest, ScriptedEngine, Weights
+from tunesmith.serve.runners import FlatRunner, PaddedRunner, choose_runner
 from tunesmith.types import FinishReason, ignore
 
 VOCAB = 97
@@ -62,8 +63,22 @@ def collect(engine, requests):
     return out
 
 
-def run(model, requests, max_batch=4):
-    engine = TransformersEngine(model, max_batch=max_batch, log=ignore)
+SHARED = (60, 61, 62, 63)
+"""What some prompts begin with: the flat runner computes it once."""
+RUNNERS = {
+    "padded": PaddedRunner,
+    "flat": lambda model: FlatRunner(model, prefix=()),
+    "flat, shared prefix": lambda model: FlatRunner(model, prefix=SHARED),
+}
+every_runner = pytest.mark.parametrize("runner", sorted(RUNNERS))
+
+
+def open_engine(model, runner="padded", *, max_batch=4, log=ignore):
+    return BatchingEngine(RUNNERS[runner](model), max_batch=max_batch, log=log)
+
+
+def run(model, requests, runner="padded", max_batch=4):
+    engine = open_engine(model, runner, max_batch=max_batch)
     engine.start()
     try:
         return collect(engine, requests)
@@ -71,45 +86,73 @@ def run(model, requests, max_batch=4):
         engine.close()
 
 
+@every_runner
 @pytest.mark.parametrize(("kind", "config"), [(LlamaForCausalLM, LlamaConfig), (Qwen3ForCausalLM, Qwen3Config)])
-def test_answers_in_a_changing_batch_equal_answers_alone(kind, config):
+def test_answers_in_a_changing_batch_equal_answers_alone(kind, config, runner):
     model = tiny(kind, config)
-    lengths = [3, 12, 5, 1, 9, 7]
+    lengths = [3, 12, 5, 70, 1, 9, 7]
+    prompts = [*PROMPTS, SHARED + (9, 8)]
+    mixed = [SHARED + prompt if index % 2 else prompt for index, prompt in enumerate(prompts)]
     requests = [
-        request(prompt, max_new_tokens=length, weights=Weights.BASE)
-        for prompt, length in zip(PROMPTS, lengths, strict=True)
+        request(prompt, max_new_tokens=length, stop_ids=frozenset({3}), weights=Weights.BASE)
+        for prompt, length in zip(mixed, lengths, strict=True)
     ]
-    found = run(model, requests, max_batch=3)
-    for prompt, length, (ids, end) in zip(PROMPTS, lengths, found, strict=True):
-        alone = generate(model, [prompt], stop_ids=(3,), max_new_tokens=length)[0]
+    found = run(model, requests, runner, max_batch=3)
+    for prompt, length, (ids, end) in zip(mixed, lengths, found, strict=True):
+        alone = generate(model, [prompt], stop_ids=(3,), max_new_tokens=length, engine="padded")[0]
         assert ids == alone.ids
         assert end.reason == alone.finish_reason
 
 
-def test_adapter_and_base_answer_side_by_side_from_one_set_of_weights(adapted):
+@every_runner
+def test_adapter_and_base_answer_side_by_side_from_one_set_of_weights(adapted, runner):
     both = [request(prompt, weights=weights) for prompt in PROMPTS[:3] for weights in Weights]
-    found = run(adapted, both)
+    found = run(adapted, both, runner)
     for item, (ids, _) in zip(both, found, strict=True):
         if item.weights is Weights.ADAPTER:
-            expected = generate(adapted, [item.prompt], stop_ids=(3,), max_new_tokens=12)[0].ids
+            expected = generate(adapted, [item.prompt], stop_ids=(3,), max_new_tokens=12, engine="padded")[0].ids
         else:
             with adapted.disable_adapter():
-                expected = generate(adapted, [item.prompt], stop_ids=(3,), max_new_tokens=12)[0].ids
+                expected = generate(adapted, [item.prompt], stop_ids=(3,), max_new_tokens=12, engine="padded")[0].ids
         assert ids == expected
     assert found[0][0] != found[1][0], "the adapter changes nothing, so this test proves nothing"
 
 
-def test_a_seed_gives_the_same_sample_whatever_shares_the_batch():
+@every_runner
+def test_a_seed_gives_the_same_sample_whatever_shares_the_batch(runner):
     model = tiny()
     sampled = request(PROMPTS[0], temperature=1.0, seed=5, weights=Weights.BASE)
     others = [
         request(prompt, temperature=1.0, seed=index, weights=Weights.BASE) for index, prompt in enumerate(PROMPTS)
     ]
-    alone = run(model, [sampled])[0]
-    crowd = run(model, [*others, sampled])[-1]
-    other_seed = run(model, [request(PROMPTS[0], temperature=1.0, seed=6, weights=Weights.BASE)])[0]
+    alone = run(model, [sampled], runner)[0]
+    crowd = run(model, [*others, sampled], runner)[-1]
+    other_seed = run(model, [request(PROMPTS[0], temperature=1.0, seed=6, weights=Weights.BASE)], runner)[0]
     assert alone == crowd
     assert alone != other_seed
+
+
+@pytest.mark.parametrize("runner", ["flat", "flat, shared prefix"])
+def test_a_long_prompt_joins_short_answers_that_run_and_outlives_them(runner):
+    model = tiny()
+    long = SHARED + tuple(10 + index % 80 for index in range(90))
+    wanted = [((5, 6), 30), (long, 8), ((7,), 2), ((9, 9, 9), 100)]
+    requests = [request(p, max_new_tokens=n, stop_ids=frozenset(), weights=Weights.BASE) for p, n in wanted]
+    engine = open_engine(model, runner, max_batch=2)
+    engine.start()
+    found = collect(engine, requests)
+    engine.close()
+    for (prompt, length), (ids, _) in zip(wanted, found, strict=True):
+        assert ids == generate(model, [prompt], stop_ids=(), max_new_tokens=length, engine="padded")[0].ids
+
+
+def test_the_runner_is_chosen_by_what_the_model_is():
+    assert choose_runner(tiny(), prefix=())[0].name == "flat"
+    model = tiny()
+    model.config.hidden_act = "gelu"
+    runner, reason = choose_runner(model, prefix=())
+    assert runner.name == "transformers"
+    assert "gelu" in reason
 
 
 class OnlyEven:
@@ -133,7 +176,7 @@ def test_a_constraint_binds_its_own_answer_and_no_other():
 
 
 def test_a_cancelled_answer_ends_and_the_others_go_on():
-    engine = TransformersEngine(tiny(), max_batch=4, log=ignore)
+    engine = open_engine(tiny())
     answer, other = queue.Queue(), queue.Queue()
     first = threading.Event()
 
@@ -159,9 +202,10 @@ def test_a_cancelled_answer_ends_and_the_others_go_on():
     engine.close()
 
 
-def test_a_failing_step_fails_its_answers_with_the_reason_and_the_engine_goes_on():
+@every_runner
+def test_a_failing_step_fails_its_answers_with_the_reason_and_the_engine_goes_on(runner):
     events = []
-    engine = TransformersEngine(tiny(), max_batch=4, log=lambda *event: events.append(event))
+    engine = open_engine(tiny(), runner, log=lambda *event: events.append(event))
     engine.start()
     broken = collect(engine, [request((VOCAB + 5,), weights=Weights.BASE)])[0][1]
     assert broken.reason is FinishReason.ERROR
@@ -173,7 +217,7 @@ def test_a_failing_step_fails_its_answers_with_the_reason_and_the_engine_goes_on
 
 
 def test_a_closed_engine_fails_what_waits_and_refuses_the_rest():
-    engine = TransformersEngine(tiny(), max_batch=1, log=ignore)
+    engine = open_engine(tiny(), max_batch=1)
     engine.start()
     answers = [queue.Queue() for _ in range(3)]
     for answer in answers:
@@ -190,7 +234,7 @@ def test_a_closed_engine_fails_what_waits_and_refuses_the_rest():
 
 
 def test_asking_for_an_adapter_that_is_not_there_is_refused():
-    engine = TransformersEngine(tiny(), max_batch=1, log=ignore)
+    engine = open_engine(tiny(), max_batch=1)
     with pytest.raises(ServeError, match="no adapter"):
         engine.submit(request(PROMPTS[0]), lambda event: None)
 
@@ -199,18 +243,19 @@ def test_an_architecture_without_a_positional_cache_is_refused():
     model = tiny()
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ServeError, match="linear_attention"):
-        TransformersEngine(model, max_batch=1, log=ignore)
+        choose_runner(model, prefix=())
     model.config.layer_types = None
 
 
-def test_next_token_logprobs_are_those_of_the_weights_asked_for(adapted):
-    engine = TransformersEngine(adapted, max_batch=1, log=ignore)
+@every_runner
+def test_next_token_logprobs_are_those_of_the_weights_asked_for(adapted, runner):
+    engine = open_engine(adapted, runner)
     tuned = engine.next_token_logprobs(PROMPTS[0], Weights.ADAPTER, tokens=range(VOCAB))
     base = engine.next_token_logprobs(PROMPTS[0], Weights.BASE, tokens=range(VOCAB))
     assert tuned != base
     with adapted.disable_adapter(), torch.inference_mode():
         expected = adapted(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].float().log_softmax(-1)
-    assert np.allclose(base, expected.numpy(), atol=1e-5)
+    assert np.allclose(base, expected.numpy(), atol=1e-4)
 
 
 def test_the_scripted_engine_keeps_the_rules_of_an_engine():

@@ -1,8 +1,10 @@
 import dataclasses
 import json
+import shutil
 import socket
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import ContractError, ServeError
 from tunesmith.serve.app import Server, Settings
@@ -16,7 +18,7 @@ from tunesmith.types import ignore
 
 
 def open_real(made, **changes):
-    values = dict(adapter_dir=made.root / "adapter", dtype="float32", device="cpu", max_batch=4, log=ignore)
+    values = dict(adapter_dir=made.root / "adapter", dtype="float32", device="cpu", max_batch=4, prefix=(), log=ignore)
     return open_engine(made.base, **{**values, **changes})
 
 
@@ -55,10 +57,12 @@ def test_an_engine_that_ignores_the_adapter_is_refused_and_told_so(made, tmp_pat
 
 @pytest.mark.parametrize("factor", [-1.0, 0.5, 2.0])
 def test_other_weights_or_another_scale_of_the_adapter_are_refused(made, tmp_path, factor):
-    engine = open_real(made)
-    for name, parameter in engine._model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.mul_(factor)
+    scaled = tmp_path / "adapter"
+    shutil.copytree(made.root / "adapter", scaled)
+    tensors = load_file(scaled / "adapter_model.safetensors")
+    scaled_tensors = {name: tensor * (factor if "lora_B" in name else 1) for name, tensor in tensors.items()}
+    save_file(scaled_tensors, scaled / "adapter_model.safetensors")
+    engine = open_real(made, adapter_dir=scaled)
     with pytest.raises(ServeError, match="does not reproduce the model"):
         serve(load_bundle(made.root), engine, tmp_path)
 
