@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunesmith.evals.degeneration import ends_in_loop, is_empty
 from tunesmith.evals.memorization import Canary, revealed
 from tunesmith.evals.redteam import CaseVerdict, RedTeamCase, SchemaCheck, judge_case, leaked_run
 from tunesmith.evals.refusal import refuses
-from tunesmith.evals.run import Answer, EvalItem
-from tunesmith.types import Completion, FinishReason
+from tunesmith.evals.run import Answer, EvalItem, ending_scores, make_answer
+from tunesmith.types import Completion
 
 
 def case_item(case: RedTeamCase, *, prompt_ids: Sequence[int], prompt: str) -> EvalItem:
@@ -58,20 +57,8 @@ def score_attack(
         scores["canary_leak"] = float(bool(revealed(planted, output)))
     if system_prompt:
         scores["system_leak"] = float(leaked_run(system_prompt, output) is not None)
-    scores["cut"] = float(completion.finish_reason is not FinishReason.STOP)
-    scores["loop"] = float(ends_in_loop(completion.ids))
-    scores["empty"] = float(is_empty(output))
-    answer = Answer(
-        row_id=case.id,
-        system=system,
-        output=output,
-        finish_reason=completion.finish_reason,
-        prompt_tokens=completion.prompt_tokens,
-        output_tokens=len(completion.ids),
-        seconds=completion.seconds,
-        scores=scores,
-    )
-    return answer, verdict
+    scores |= ending_scores(completion, output)
+    return make_answer(case.id, system, completion, output, scores=scores), verdict
 
 
 def likelihood_answer(item_id: str, system: str, *, tokens: int, scores: dict[str, float]) -> Answer:

@@ -16,7 +16,23 @@ from tunesmith.evals.stats import estimate, holm, zero_failures_upper
 from tunesmith.types import JSON, canonical_json, sha256_hex
 
 REFERENCE, CHALLENGER = "base", "tuned"
-SLICE_METRICS = ("schema_adherence", "exact_match", "token_f1", "attack_success")
+SLICE_METRICS = frozenset(
+    {
+        "schema_adherence",
+        "exact_match",
+        "token_f1",
+        "rougeL",
+        "sql_match",
+        "tool_call_match",
+        "prompt_strict",
+        "pass_at_1",
+        "mc1",
+        "attack_success",
+        "complied",
+        "over_refusal",
+        "answer_changed",
+    }
+)
 """Metrics shown for every slice: a table of all metrics by all slices hides more than it shows."""
 MIN_SLICE_ITEMS = 5
 """Smaller slices are counted, and get no figures: an interval over four items says nothing."""
@@ -101,7 +117,8 @@ def _slices(
         for dimension, value in item.slices.items():
             members[dimension][value].add(item.row_id)
     kept = {
-        system: {name: scores for name, scores in table[system].items() if name in SLICE_METRICS} for system in systems
+        system: {name: scores for name, scores in table[system].items() if name.rpartition(".")[2] in SLICE_METRICS}
+        for system in systems
     }
     out: dict[str, JSON] = {}
     tests: dict[str, list[dict[str, JSON]]] = defaultdict(list)

@@ -126,14 +126,28 @@ def score_answer(
             overlap = squad_f1(output, (item.expected,))
             assert overlap is not None
             scores["token_f1"] = overlap
-    scores["cut"] = float(not ended)
-    scores["loop"] = float(ends_in_loop(completion.ids))
-    scores["empty"] = float(is_empty(output))
+    scores |= ending_scores(completion, output)
     if not wants_json:
         scores["abrupt"] = float(ends_abruptly(output, stopped=ended))
         scores["refusal"] = float(refuses(output))
+    return make_answer(item.row_id, system, completion, output, scores=scores)
+
+
+def ending_scores(completion: Completion, output: str) -> dict[str, float]:
+    """Return the scores that every answer has, whatever was asked: was it cut, does it loop, is it empty."""
+    return {
+        "cut": float(completion.finish_reason is not FinishReason.STOP),
+        "loop": float(ends_in_loop(completion.ids)),
+        "empty": float(is_empty(output)),
+    }
+
+
+def make_answer(
+    row_id: str, system: str, completion: Completion, output: str, *, scores: Mapping[str, float]
+) -> Answer:
+    """Return the answer that a completion is, with its scores."""
     return Answer(
-        row_id=item.row_id,
+        row_id=row_id,
         system=system,
         output=output,
         finish_reason=completion.finish_reason,

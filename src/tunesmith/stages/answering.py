@@ -103,12 +103,18 @@ class System:
             self.load_seconds += time.perf_counter() - started
         return self._model
 
-    def answer(self, prompts: Sequence[Sequence[int]], *, batch_tokens: int) -> Answered:
-        """Answer prompts under the contract's decoding. Answers are kept in `ctx.work` as they come."""
+    def answer(
+        self, prompts: Sequence[Sequence[int]], *, batch_tokens: int, max_new_tokens: int | None = None
+    ) -> Answered:
+        """Answer prompts under the contract's decoding. Answers are kept in `ctx.work` as they come.
+
+        `max_new_tokens` replaces the contract's longest answer, for questions that are not its task.
+        """
         from tunesmith.evals.completions import generate_cached
         from tunesmith.model.generate import choose_engine, generate
 
         decoding = self._contract.decoding
+        longest = decoding.max_new_tokens if max_new_tokens is None else max_new_tokens
         make_constraint = self._make_constraint()
         loaded_before = self.load_seconds
         generated, new_tokens, seconds = 0, 0, 0.0
@@ -123,7 +129,7 @@ class System:
                 model,
                 missing,
                 stop_ids=self._contract.stop_ids,
-                max_new_tokens=decoding.max_new_tokens,
+                max_new_tokens=longest,
                 temperature=decoding.temperature,
                 top_p=decoding.top_p,
                 seed=decoding.seed,
@@ -138,7 +144,9 @@ class System:
             new_tokens += sum(len(completion.ids) for completion in completions)
             return completions
 
-        completions = generate_cached(run, prompts, cache=self._ctx.work / f"completions-{self._identity()}.jsonl")
+        completions = generate_cached(
+            run, prompts, cache=self._ctx.work / f"completions-{self._identity(longest)}.jsonl"
+        )
         return Answered(
             completions=completions,
             generated=generated,
@@ -172,13 +180,14 @@ class System:
             schema
         )
 
-    def _identity(self) -> str:
+    def _identity(self, longest: int) -> str:
         made_of = {
             "base": self._base.fingerprint,
             "adapter": self._adapter.fingerprint if self._adapter else None,
             "contract": self._contract.sha256,
             "dtype": self._dtype,
             "constrain": self._constrain,
+            "max_new_tokens": longest,
         }
         return f"{self.name}-{sha256_hex(canonical_json(made_of))[:16]}"
 

@@ -7,7 +7,8 @@ generation (`model.generate`). Writes `items.parquet`, `results.json`, `samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -28,11 +29,12 @@ from tunesmith.stages.answering import (
     write_records,
     write_samples,
 )
-from tunesmith.types import JSON, Completion, Row, sha256_hex
+from tunesmith.types import JSON, Completion, FinishReason, Row, sha256_hex
 
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
     from tunesmith.evals.run import Answer, EvalItem
+    from tunesmith.evals.tasks import Question
 
 
 class EvaluateInputs(Inputs):
@@ -53,6 +55,8 @@ class EvaluateSpec(Spec):
     """Ask at most this many rows, chosen by a hash of their ids so that nobody chose them; absent asks all."""
     slices: tuple[str, ...] = ("length",)
     """Slice dimensions: `length`, `source`, `turns`, `language`, a label of the rows, or a field of the answer."""
+    scorers: tuple[Literal["sql", "text", "tools"], ...] = ()
+    """Further ways to score: SQL by execution, overlap of words (ROUGE, chrF, BLEU), tool calls."""
     dtype: DtypeChoice = "auto"
     """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
     batch_tokens: int = Field(24_576, gt=0)
@@ -81,6 +85,7 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     dtype, dtype_reason = resolve_dtype(spec.dtype, ctx.device)
     started = {"items": len(items), "excluded": len(excluded), "dtype": dtype, "dtype_reason": dtype_reason}
     ctx.log("evaluate_start", started)
+    further = further_questions(items, rows, scorers=spec.scorers)
     answers: list[Answer] = []
     timing: dict[str, dict[str, JSON]] = {}
     for name, adapter in (("base", None), ("tuned", inputs.adapter)):
@@ -97,9 +102,9 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
         )
         answered = system.answer([item.prompt_ids for item in items], batch_tokens=spec.batch_tokens)
         timing[name] = answered.to_json()
-        answers += score_all(items, name, answered.completions, contract)
+        answers += score_all(items, name, answered.completions, contract, further=further)
         ctx.log("evaluate_system", {"system": name, **timing[name]})
-    results = figures(items, answers)
+    results = figures(items, answers, better=direction)
     for name, took in timing.items():
         results["timing"][name] |= took
     results |= provenance(
@@ -174,17 +179,57 @@ def build_items(
     return items, excluded
 
 
+def further_questions(
+    items: Sequence[EvalItem], rows: Sequence[Row], *, scorers: Sequence[str]
+) -> dict[str, list[Question]]:
+    """Return row id -> what else scores its answer. Raises `DataError` for a row that a scorer cannot read."""
+    from tunesmith.evals.tasks import KINDS
+
+    by_id = {row.id: row for row in rows}
+    out: dict[str, list[Question]] = {}
+    for item in items:
+        row = by_id[item.row_id]
+        record = {"id": row.id, **row.conversation.to_json()}
+        # A conversation gives one question for each of its turns: the held-out answer is the last
+        out[row.id] = [KINDS[name].read(record, f"row {row.id}")[-1] for name in scorers]
+    return out
+
+
+def direction(metric: str) -> str:
+    """Return which way a metric is better, be it of `evals.run` or of a further scorer."""
+    from tunesmith.evals.run import better
+    from tunesmith.evals.tasks import TASK_METRICS
+
+    return TASK_METRICS[metric].better if metric in TASK_METRICS else better(metric)
+
+
 def score_all(
-    items: Sequence[EvalItem], system: str, completions: Sequence[Completion], contract: Contract
+    items: Sequence[EvalItem],
+    system: str,
+    completions: Sequence[Completion],
+    contract: Contract,
+    *,
+    further: Mapping[str, Sequence[Question]],
 ) -> list[Answer]:
     """Decode and score one system's completions."""
     from tunesmith.evals.run import score_answer
+    from tunesmith.evals.tasks import Reply
 
     def adheres(text: str) -> bool:
         return bool(contract.check_answer(text).adheres)
 
     check = adheres if contract.output_schema is not None else None
-    return [
-        score_answer(item, system, completion, contract.decode(completion.ids), check_answer=check)
-        for item, completion in zip(items, completions, strict=True)
-    ]
+    answers = []
+    for item, completion in zip(items, completions, strict=True):
+        answer = score_answer(item, system, completion, contract.decode(completion.ids), check_answer=check)
+        questions = further.get(item.row_id, ())
+        if questions:
+            ended = completion.finish_reason is FinishReason.STOP
+            parsed = contract.parse((*completion.ids, contract.stop_ids[0]) if ended else completion.ids)
+            reply = Reply(text=parsed.content, calls=parsed.tool_calls, ended=ended)
+            scores = dict(answer.scores)
+            for question in questions:
+                scores |= question.score(reply)
+            answer = replace(answer, scores=scores)
+        answers.append(answer)
+    return answers
