@@ -20,7 +20,6 @@ PRIORITIES = ("low", "normal", "high", "urgent")
 
 URGENT = ("security", "dataloss", "outage", "hazard")
 HIGH = ("deadline", "repeat", "legal")
-HUMAN = (*URGENT, "repeat", "legal", "askhuman")
 
 QUOTA = {
     "refund": 150, "billing": 150, "login": 150, "bug": 190, "cancel": 125,
@@ -29,17 +28,17 @@ QUOTA = {
 """Tickets by intent that `tickets` composes. A desk sees many faults and few wishes."""
 
 SIGNAL_SHARE: dict[str, dict[str, float]] = {
-    "refund": {"hazard": 0.07, "deadline": 0.03, "repeat": 0.12, "legal": 0.12, "norush": 0.08, "askhuman": 0.03},
-    "billing": {"security": 0.10, "deadline": 0.06, "repeat": 0.09, "legal": 0.05, "norush": 0.12, "askhuman": 0.09},
-    "login": {"security": 0.15, "outage": 0.09, "deadline": 0.12, "repeat": 0.08, "norush": 0.07, "askhuman": 0.08},
+    "refund": {"hazard": 0.10, "deadline": 0.05, "repeat": 0.14, "legal": 0.14, "norush": 0.12, "askhuman": 0.03},
+    "billing": {"security": 0.14, "deadline": 0.08, "repeat": 0.10, "legal": 0.06, "norush": 0.14, "askhuman": 0.09},
+    "login": {"security": 0.18, "outage": 0.12, "deadline": 0.12, "repeat": 0.08, "norush": 0.10, "askhuman": 0.08},
     "bug": {
-        "dataloss": 0.10, "hazard": 0.08, "outage": 0.07, "deadline": 0.09,
-        "repeat": 0.07, "norush": 0.12, "askhuman": 0.06,
+        "dataloss": 0.14, "hazard": 0.11, "outage": 0.10, "deadline": 0.08,
+        "repeat": 0.07, "norush": 0.14, "askhuman": 0.06,
     },
-    "cancel": {"deadline": 0.10, "repeat": 0.10, "legal": 0.08, "norush": 0.10, "askhuman": 0.06},
-    "shipping": {"deadline": 0.16, "repeat": 0.10, "legal": 0.04, "norush": 0.12, "askhuman": 0.08},
+    "cancel": {"deadline": 0.13, "repeat": 0.12, "legal": 0.09, "norush": 0.14, "askhuman": 0.07},
+    "shipping": {"deadline": 0.18, "repeat": 0.12, "legal": 0.05, "norush": 0.15, "askhuman": 0.08},
     "feature": {"deadline": 0.03, "norush": 0.10, "askhuman": 0.06},
-    "account": {"security": 0.08, "deadline": 0.12, "repeat": 0.08, "norush": 0.14, "askhuman": 0.08},
+    "account": {"security": 0.14, "deadline": 0.13, "repeat": 0.08, "norush": 0.15, "askhuman": 0.08},
     "other": {"norush": 0.06, "askhuman": 0.04},
 }  # fmt: skip
 """Share of an intent's tickets that carry each signal; the rest carries none."""
@@ -86,9 +85,9 @@ class Manner:
     formal: float
 
 
-CHAT = Manner(name="chat", lengths=(0.46, 0.44, 0.10, 0.0), subject=0.0, formal=0.1)
-DESK = Manner(name="desk", lengths=(0.20, 0.44, 0.27, 0.09), subject=0.05, formal=0.45)
-MAIL = Manner(name="mail", lengths=(0.04, 0.36, 0.40, 0.20), subject=0.55, formal=0.7)
+CHAT = Manner(name="chat", lengths=(0.44, 0.48, 0.08, 0.0), subject=0.0, formal=0.1)
+DESK = Manner(name="desk", lengths=(0.20, 0.52, 0.22, 0.06), subject=0.05, formal=0.45)
+MAIL = Manner(name="mail", lengths=(0.04, 0.44, 0.36, 0.16), subject=0.55, formal=0.7)
 
 
 def label(intent: str, product: str | None, signals: tuple[str, ...]) -> Labels:
@@ -105,7 +104,7 @@ def label(intent: str, product: str | None, signals: tuple[str, ...]) -> Labels:
         intent=intent,
         priority=priority,
         product=product or "none",
-        needs_human=intent == "refund" or any(signal in HUMAN for signal in signals),
+        needs_human=intent == "refund" or priority in ("high", "urgent") or "askhuman" in signals,
     )
 
 
@@ -153,12 +152,12 @@ def write(
     named = product is not None and product.capitalize() in body[0]
     if not named:
         product = None
-    if size >= 1 and rng.random() < (0.35, 0.35, 0.9, 1.0)[size]:
+    if size >= 1 and rng.random() < (0.0, 0.3, 0.8, 1.0)[size]:
         body.append(draw(f"detail {intent}"))
     if size == 3 or (size == 2 and rng.random() < 0.4):
         body.append(draw(f"detail {intent}"))
     marks = [draw(f"signal {signal}") for signal in signals]
-    if "norush" not in signals and rng.random() < (0.08, 0.13, 0.2, 0.3)[size]:
+    if "norush" not in signals and rng.random() < (0.06, 0.1, 0.15, 0.2)[size]:
         marks.append(draw("trap any"))
     for mark in marks:
         body.insert(rng.choice((1, len(body), len(body))), mark)
@@ -168,15 +167,15 @@ def write(
     lead = []
     if size >= 2:
         kind = "angry" if angry else rng.choice(("polite", "rambling", "rambling"))
-        if size == 3 or rng.random() < 0.6:
+        if rng.random() < 0.6:
             lead.append(draw(f"opening {kind}"))
-        if size == 3 or rng.random() < 0.3:
+        if size == 3 or rng.random() < 0.2:
             lead.append(draw("context any"))
         if lead and rng.random() < 0.2:
             body[0] = f"{draw('filler any')} {body[0]}"
         if size == 3:
             lead.append(draw("context any"))
-            body.append(draw("context any"))
+            body.append(draw("context any") if rng.random() < 0.5 else draw(f"detail {intent}"))
     text = _frame(
         library, rng, lead, body, size=size, angry=angry, formal=formal, intent=intent, product=product, manner=manner
     )
@@ -185,7 +184,7 @@ def write(
 
 def _second_request(library: Library, rng: Random, body: list[str], *, intent: str, product: str | None) -> list[str]:
     """Sometimes add a second wish, after the first or before a request that is marked as the main one."""
-    if intent == "other" or rng.random() >= 0.15:
+    if intent == "other" or rng.random() >= 0.12:
         return body
     second = rng.choice([other for other in INTENTS if other not in (intent, "other")])
     wish = library.draw(f"second {second}", rng, product=product)
