@@ -63,9 +63,7 @@ prompts_of_any_kind = st.lists(st.lists(st.integers(3, 96), min_size=1, max_size
 )
 def test_greedy_answers_equal_those_of_transformers_token_by_token(tiny, prompts, prefix, batch_tokens, engine):
     prompts = [prefix + prompt for prompt in prompts]
-    completions = generate(
-        tiny, prompts, stop_ids=(STOP,), max_new_tokens=12, batch_tokens=batch_tokens, engine=engine
-    )
+    completions = generate(tiny, prompts, stop_ids=(STOP,), max_new_tokens=12, batch_tokens=batch_tokens, engine=engine)
     for prompt, completion in zip(prompts, completions, strict=True):
         ids, stopped = transformers_greedy(tiny, prompt, 12)
         assert completion.ids == ids

@@ -305,7 +305,9 @@ def test_every_key_of_the_settings_is_flipped_above():
 @pytest.mark.parametrize(("kind", "rate"), [("muon", 5e-3), ("sgd", 1.0)])
 def test_momentum_of_other_optimizers_counts(run_stage, world, tmp_path, kind, rate):
     made = [
-        run_stage("train", world, {**SPEC, "learning_rate": rate, "optimizer": {"kind": kind, "momentum": momentum}}, tmp_path)
+        run_stage(
+            "train", world, {**SPEC, "learning_rate": rate, "optimizer": {"kind": kind, "momentum": momentum}}, tmp_path
+        )
         for momentum in (0.5, 0.9)
     ]
     assert made[0].summary["last_loss"] != made[1].summary["last_loss"]

@@ -336,6 +336,4 @@ def _last_time(planned: PlannedStage, store: Store) -> Estimate | None:
     if newest is None:
         return None
     provenance = newest.manifest.provenance
-    return Estimate(
-        seconds=provenance["seconds"], memory_bytes=provenance.get("peak_rss_bytes"), basis="last time"
-    )
+    return Estimate(seconds=provenance["seconds"], memory_bytes=provenance.get("peak_rss_bytes"), basis="last time")

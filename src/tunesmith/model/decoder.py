@@ -369,7 +369,7 @@ class Decoder:
         positions_B = before + now - cache.start_B
         turn = self._cos[positions_B], self._sin[positions_B]
         biases = [cache.bias_BT[part, None, begin : now + 1] for part, begin in spans]
-        x_BD = self._embedding[torch.tensor(ids)]
+        x_BD: torch.Tensor = self._embedding[torch.tensor(ids)]
         for index, layer in enumerate(self._layers):
             q, k, v = self._split(self._heads(layer, self._rms(x_BD, layer.norm_in), turn))
             keys, values = cache.keys[index], cache.values[index]
@@ -384,6 +384,7 @@ class Decoder:
             ]
             x_BD = self._rest(layer, x_BD, torch.cat(mixed).reshape(rows, -1))
         cache.end += 1
+        assert isinstance(x_BD, torch.Tensor)
         return x_BD
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -416,7 +417,7 @@ class Decoder:
 
     def _split(self, heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Cut (..., heads, E) into queries, keys and values."""
-        sizes = (self.num_kv_heads * self.num_groups, self.num_kv_heads, self.num_kv_heads)
+        sizes = [self.num_kv_heads * self.num_groups, self.num_kv_heads, self.num_kv_heads]
         q, k, v = torch.split(heads, sizes, dim=-2)
         return q, k, v
 

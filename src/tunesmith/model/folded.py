@@ -85,7 +85,7 @@ class FoldedLinear:
         out: list[torch.nn.Parameter] = []
         for adapter, weight, bias in zip(self.adapters, self.weights, self.biases, strict=True):
             candidates = ([adapter.a, adapter.b] if adapter else []) + [weight] + ([bias] if bias is not None else [])
-            out += [parameter for parameter in candidates if parameter.requires_grad]
+            out += [parameter for parameter in candidates if parameter.requires_grad]  # type: ignore[misc]
         return out
 
     def refresh_(self) -> None:

@@ -209,7 +209,7 @@ def check(spec: ContractSpec, inputs: Mapping[str, Artifact | None]) -> list[str
     return warnings
 
 
-@stage(name="contract", version=1, produces="contract", check=check)
+@stage(name="contract", version=2, produces="contract", check=check)
 def contract(inputs: ContractInputs, spec: ContractSpec, ctx: Context) -> Summary:
     """Write `contract.json`, `tokenizer/`, `golden.jsonl` and `criteria.json`."""
     check(spec, {})
