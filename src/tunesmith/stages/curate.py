@@ -50,6 +50,8 @@ class OptOutSpec(Spec):
     """Ids of persons, as the rows' subject field holds them."""
     content_hashes: list[str] = Field(default_factory=list)
     """sha256 of contents, as lineage shows them."""
+    file: ContentPath | None = None
+    """YAML or JSON with the same three lists, added to them; `tunesmith takedown --file` reads it as well."""
 
 
 class CurateInputs(Inputs):
@@ -98,6 +100,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     from tunesmith.data.items import read_items
     from tunesmith.data.lineage import write_lineage
     from tunesmith.data.policy import OptOut
+    from tunesmith.data.takedown import read_opt_out
     from tunesmith.data.write import read_rows, write_rejects, write_rows
 
     lint: Lint | None = None
@@ -110,14 +113,15 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
             return [(violation.kind, violation.message) for violation in contract.lint(conversation)]
 
     rows = read_rows(inputs.rows.path / "rows.parquet")
+    opt_out = OptOut(
+        sources=frozenset(spec.opt_out.sources),
+        subjects=frozenset(spec.opt_out.subjects),
+        content_hashes=frozenset(spec.opt_out.content_hashes),
+    )
     rules = Rules(
         licenses=tuple(spec.licenses),
         unknown_license="keep" if spec.allow_unknown else "refuse",
-        opt_out=OptOut(
-            sources=frozenset(spec.opt_out.sources),
-            subjects=frozenset(spec.opt_out.subjects),
-            content_hashes=frozenset(spec.opt_out.content_hashes),
-        ),
+        opt_out=opt_out if spec.opt_out.file is None else opt_out | read_opt_out(Path(spec.opt_out.file)),
         max_chars=spec.max_chars,
         redact=None if spec.redact is None else frozenset(spec.redact),
         near_threshold=spec.near_duplicates,
