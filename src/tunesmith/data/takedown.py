@@ -177,10 +177,10 @@ def held_rows(path: Path, ids: frozenset[str]) -> list[HeldRow]:
 
 def is_ledger(path: Path) -> bool:
     """Whether a Parquet file tells what was done to rows, and holds none of them."""
-    return "action" in pq.read_schema(path).names
+    return "actions" in pq.read_schema(path).names
 
 
 def holds_rejects(path: Path) -> bool:
     """Whether a Parquet file holds rows that were dropped."""
     names = set(pq.read_schema(path).names)
-    return {"stage", "reason"} <= names and "action" not in names
+    return {"stage", "reason"} <= names
