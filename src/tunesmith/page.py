@@ -8,7 +8,9 @@ knows.
 
 from __future__ import annotations
 
+import difflib
 import enum
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,6 +40,8 @@ white-space:nowrap}.good{background:var(--good)}.bad{background:var(--bad)}.unsu
 figcaption{font-size:12.5px;color:var(--soft)}.two{display:grid;grid-template-columns:1fr 1fr;gap:14px}
 @media(max-width:760px){.two{grid-template-columns:1fr}}ins{background:#d8f2e2;text-decoration:none}
 del{background:#fbdcda;text-decoration:none}
+.meter{display:inline-block;height:9px;background:var(--accent);border-radius:2px;vertical-align:middle;min-width:1px}
+details{margin:6px 0 10px}summary{cursor:pointer;color:var(--accent);font-size:13.5px}
 """
 
 
@@ -101,6 +105,34 @@ def figure(svg: str, *, caption: str) -> Markup:
 def columns(left: Markup, right: Markup) -> Markup:
     """Return two pieces side by side, one under the other on a narrow screen."""
     return Markup('<div class="two"><div>{}</div><div>{}</div></div>').format(left, right)
+
+
+def marked_columns(left: str, right: str) -> Markup:
+    """Return two texts side by side, the words that only one of them has highlighted."""
+    return columns(*_marked(left, right))
+
+
+def _marked(left: str, right: str) -> tuple[Markup, Markup]:
+    mine, theirs = (re.findall(r"\w+|\s+|[^\w\s]", words) for words in (left, right))
+    out: tuple[list[Markup], list[Markup]] = ([], [])
+    for kind, a, b, c, d in difflib.SequenceMatcher(a=mine, b=theirs, autojunk=False).get_opcodes():
+        for side, words, mark in ((out[0], mine[a:b], "del"), (out[1], theirs[c:d], "ins")):
+            piece = escape("".join(words))
+            changed = kind != "equal" and piece
+            side.append(Markup("<{}>{}</{}>").format(Markup(mark), piece, Markup(mark)) if changed else piece)
+    return Markup("<pre>{}</pre>").format(Markup("").join(out[0])), Markup("<pre>{}</pre>").format(
+        Markup("").join(out[1])
+    )
+
+
+def meter(share: float, *, pixels: int = 160) -> Markup:
+    """Return a bar as long as a share of the whole, for a table cell."""
+    return Markup('<span class="meter" style="width:{}px"></span>').format(round(pixels * share))
+
+
+def details(summary: str, *parts: Markup) -> Markup:
+    """Return pieces that are shown when their summary is clicked."""
+    return Markup("<details><summary>{}</summary>{}</details>").format(summary, Markup("").join(parts))
 
 
 def cards(items: Sequence[tuple[str, str]]) -> Markup:

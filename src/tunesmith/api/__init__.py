@@ -32,6 +32,8 @@ from tunesmith.errors import RecipeError, StoreError
 if TYPE_CHECKING:
     from tunesmith.api.config_import import ImportedConfig
     from tunesmith.api.new_recipe import NewRecipe
+    from tunesmith.api.opt_out import Takedown
+    from tunesmith.core.marks import Mark
 
 __all__ = [
     "Change",
@@ -51,6 +53,7 @@ __all__ = [
     "gc",
     "import_config",
     "init",
+    "lift_takedown",
     "open_recipe",
     "open_store",
     "plan",
@@ -58,6 +61,8 @@ __all__ = [
     "runs",
     "show",
     "stages",
+    "takedown",
+    "takedowns",
 ]
 
 PathLike = str | Path
@@ -232,3 +237,40 @@ def gc(*, store: PathLike | None = None) -> tuple[Garbage, ...]:
 def collect(garbage: Sequence[Garbage], *, store: PathLike | None = None) -> int:
     """Delete what `gc` returned and is still garbage; return the bytes freed. Raises `StoreError` while a run works."""
     return delete(open_store(store), garbage)
+
+
+def takedown(
+    *,
+    sources: Sequence[str] = (),
+    subjects: Sequence[str] = (),
+    content_hashes: Sequence[str] = (),
+    file: PathLike | None = None,
+    note: str = "",
+    dry_run: bool = False,
+    store: PathLike | None = None,
+) -> Takedown:
+    """Find the rows, data versions, weights, bundles and refs that an opt-out touches and, unless dry, mark them.
+
+    Raises `DataError` for an opt-out file that cannot be read, `PlanError` for an empty opt-out.
+    """
+    from tunesmith.api.opt_out import takedown as take
+    from tunesmith.data.takedown import make_opt_out, read_opt_out
+
+    given = make_opt_out(sources=sources, subjects=subjects, content_hashes=content_hashes, where="--content")
+    return take(
+        given if file is None else given | read_opt_out(Path(file)), store=open_store(store), note=note, dry_run=dry_run
+    )
+
+
+def takedowns(*, store: PathLike | None = None) -> list[Mark]:
+    """Return the takedowns in force, oldest first."""
+    from tunesmith.api.opt_out import takedowns as in_force
+
+    return in_force(open_store(store))
+
+
+def lift_takedown(mark_id: str, *, note: str, store: PathLike | None = None) -> Mark:
+    """Take a takedown back, by its id or the end of it. Raises `StoreError` where none is called that."""
+    from tunesmith.api.opt_out import lift
+
+    return lift(mark_id, store=open_store(store), note=note)

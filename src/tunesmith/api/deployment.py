@@ -1,7 +1,7 @@
 """Deployment: which bundle a name means, serving it, promoting it and rolling back.
 
 What lives here: from names to artifacts, and the rule that a bundle whose gates failed is not promoted. What does not:
-the server (`serve`), the moves of a ref (`core.refs`).
+the server (`serve`), the moves of a ref (`core.refs`), which bundles a takedown refuses (`api.opt_out`).
 
     find_deployable("production")             # a ref, a run, a fingerprint or a folder
     promote("2025-01-31-1200-quickstart", to="production")
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tunesmith.api.opt_out import refuse_taken_down
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.refs import RefEntry, move_ref, previous, read_ref, ref_artifact, ref_names, user_name
 from tunesmith.core.runs import artifact_of, find_run, run_names
@@ -94,7 +95,7 @@ def promote(
 ) -> RefEntry:
     """Point a ref at a bundle of the store: without a name, the newest run's.
 
-    Raises `GateError` naming each gate that does not hold.
+    Raises `GateError` naming each gate that does not hold, or the takedown that names rows of the bundle.
     """
     place = _store(store)
     if target is not None and _bundle_folder(Path(target)) is not None:
@@ -104,6 +105,7 @@ def promote(
             hint="give a run, a recipe's name, a fingerprint or another ref",
         )
     artifact, name = _find(place, None if target is None else str(target))
+    refuse_taken_down(place, artifact.path, artifact, name=name, verb="promoted")
     gates = json.loads((artifact.path / "gates.json").read_text(encoding="utf-8"))
     if not gates["promotable"]:
         failed = [gate for gate in gates["verdicts"] if gate["verdict"] != "pass"]
@@ -119,7 +121,10 @@ def promote(
 
 
 def rollback(ref: str = "production", *, note: str = "", store: PathLike | None = None) -> RefEntry:
-    """Point a ref at the bundle that it pointed at before. Raises `StoreError` where there was none."""
+    """Point a ref at the bundle that it pointed at before.
+
+    Raises `StoreError` where there was none, `GateError` where a takedown names rows of it.
+    """
     place = _store(store)
     current = read_ref(place, ref)
     if current is None:
@@ -136,6 +141,7 @@ def rollback(ref: str = "production", *, note: str = "", store: PathLike | None 
             found="only one bundle was promoted" if before is None else f"{before.fingerprint[:12]} is gone",
             hint="promote another bundle",
         )
+    refuse_taken_down(place, artifact.path, artifact, name=f"{before.fingerprint[:12]}, before it,", verb="promoted")
     words = note or f"rolled back from {current.fingerprint[:12]}"
     return move_ref(place, ref, artifact, who=user_name(), report=before.report, note=words)
 
@@ -157,7 +163,8 @@ def serve(
     """Serve a bundle until SIGINT or SIGTERM.
 
     `traces` is a SQLAlchemy URL or a file; by default `traces.sqlite` in the store's folder. Raises `ServeError`,
-    `ContractError` or `StoreError` where anything that must hold does not.
+    `ContractError` or `StoreError` where anything that must hold does not, `GateError` for a bundle with rows that
+    were taken down.
     """
     from tunesmith.api.machine import this_machine
     from tunesmith.serve.app import Settings
@@ -165,6 +172,7 @@ def serve(
     from tunesmith.serve.process import run_server
 
     found = find_deployable(target, store=store)
+    refuse_taken_down(_store(store), found.bundle, found.artifact, name=found.name, verb="served")
     base_dir = Path(base) if base is not None else found.base
     if base_dir is None:
         raise StoreError(

@@ -125,7 +125,9 @@ def _matching(path: Path, what: str, ids: set[str]) -> list[dict[str, Any]]:
 
 def _shortened(value: Any) -> JSON:
     if isinstance(value, list):
-        return value if len(value) <= 8 else f"{len(value)} values"
+        return [_shortened(item) for item in value] if len(value) <= 8 else f"{len(value)} values"
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items() if item is not None}
     if isinstance(value, (str, int, float, bool)):
         return value
     return str(value)

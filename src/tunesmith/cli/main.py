@@ -35,6 +35,7 @@ VERBS = (
     "promote",
     "compare",
     "monitor",
+    "takedown",
     "gc",
 )
 """Modules of this package, in the order of the help. A module may register more than one verb."""

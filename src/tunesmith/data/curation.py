@@ -22,6 +22,7 @@ from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.data.lineage import Ledger
 from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed
 from tunesmith.data.redact import placeholder_detail, redact_row
+from tunesmith.data.review import Decision, apply_decisions
 from tunesmith.data.words import answer_text, prompt_text
 from tunesmith.errors import DataError
 from tunesmith.types import JSON, Row
@@ -56,6 +57,8 @@ class Rules:
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Registered evaluation -> its items: rows that hold one are contaminated."""
     contaminated: Literal["flag", "drop"] = "flag"
+    decisions: tuple[Decision, ...] = ()
+    """What people decided in review."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,8 @@ class Curated:
     """One entry a duplicate: row, keeper, kind, score, cluster."""
     personal_data: dict[str, JSON]
     """Counts by type, masked samples, and the share of planted canaries that were found, by type."""
+    num_unused_decisions: int = 0
+    """Decisions of reviewers about contents that did not come in."""
 
     def summary(self) -> dict[str, JSON]:
         """Return the figures of the stage."""
@@ -89,6 +94,7 @@ class Curated:
             "pii": dict(counts),
             "pii_rows": self.ledger.changed["personal_data"],
             "pii_canary_recall": self.personal_data["canary_recall"],
+            "review_unused": self.num_unused_decisions,
             "licenses": dict(Counter(row.provenance.license or "unknown" for row in self.rows)),
             "sources": dict(Counter(row.provenance.source for row in self.rows)),
         }
@@ -107,15 +113,14 @@ def curate_rows(
 
     kept = drop_opted_out(rows, ledger, rules.opt_out)
     kept = drop_unlicensed(kept, ledger, allowed=rules.licenses, unknown=rules.unknown_license)
-    say(1, f"{len(kept):,} rows may be used")
-    kept = drop_too_long(drop_empty(kept, ledger), ledger, max_chars=rules.max_chars)
-    if lint is not None:
-        kept = drop_contract_violations(kept, ledger, lint)
+    reviewed = apply_decisions(kept, ledger, rules.decisions)
+    say(1, f"{len(reviewed.rows):,} rows may be used")
+    kept = reviewed.unless_pinned(reviewed.rows, lambda rows: _drop_poor(rows, ledger, rules, lint))
     say(2, f"{len(kept):,} rows pass the quality rules")
-    kept, personal_data = _redact_all(kept, ledger, rules.redact, lint)
+    kept, personal_data = _redact_all(kept, ledger, rules.redact, lint, reviewed.pinned)
     say(3, f"{ledger.changed['personal_data']:,} rows held personal data or secrets")
-    kept = _contamination(_drop_group_leaks(kept, ledger), ledger, rules)
-    kept, duplicates = _drop_duplicates(kept, ledger, rules.near_threshold)
+    kept = _contamination(_drop_group_leaks(kept, ledger), ledger, rules, reviewed.pinned)
+    kept, duplicates = _drop_duplicates(kept, ledger, rules.near_threshold, reviewed.pinned)
     say(4, f"{len(kept):,} rows after duplicates")
     if not kept:
         raise _nothing_left(len(rows), ledger)
@@ -123,7 +128,20 @@ def curate_rows(
         ledger.keep(row)
     ledger.balance(len(rows))
     say(5, f"{len(kept):,} of {len(rows):,} rows kept")
-    return Curated(num_in=len(rows), rows=kept, ledger=ledger, duplicates=duplicates, personal_data=personal_data)
+    return Curated(
+        num_in=len(rows),
+        rows=kept,
+        ledger=ledger,
+        duplicates=duplicates,
+        personal_data=personal_data,
+        num_unused_decisions=reviewed.num_unused,
+    )
+
+
+def _drop_poor(rows: Sequence[Row], ledger: Ledger, rules: Rules, lint: Lint | None) -> list[Row]:
+    """Apply the rules of quality: what a reviewer may overrule."""
+    kept = drop_too_long(drop_empty(rows, ledger), ledger, max_chars=rules.max_chars)
+    return kept if lint is None else drop_contract_violations(kept, ledger, lint)
 
 
 def _nothing_left(num_in: int, ledger: Ledger) -> DataError:
@@ -144,7 +162,7 @@ def _nothing_left(num_in: int, ledger: Ledger) -> DataError:
 
 
 def _redact_all(
-    rows: Sequence[Row], ledger: Ledger, kinds: frozenset[str] | None, lint: Lint | None
+    rows: Sequence[Row], ledger: Ledger, kinds: frozenset[str] | None, lint: Lint | None, pinned: frozenset[str]
 ) -> tuple[list[Row], dict[str, JSON]]:
     kept: list[Row] = []
     counts: Counter[str] = Counter()
@@ -154,7 +172,7 @@ def _redact_all(
         if not redacted.counts:
             kept.append(row)
             continue
-        violations = lint(redacted.row.conversation) if lint is not None else []
+        violations = lint(redacted.row.conversation) if lint is not None and row.id not in pinned else []
         if violations:
             detail = f"with its personal data replaced it breaks the contract: {violations[0][1]}"
             ledger.drop(redacted.row, reason="redaction_breaks_contract", detail=detail)
@@ -198,7 +216,7 @@ HELD_OUT = "the held-out rows"
 """Name under which the recipe's own held-out rows are registered as an evaluation."""
 
 
-def _contamination(rows: Sequence[Row], ledger: Ledger, rules: Rules) -> list[Row]:
+def _contamination(rows: Sequence[Row], ledger: Ledger, rules: Rules, pinned: frozenset[str]) -> list[Row]:
     """Flag, or drop, training rows that hold an item of a registered evaluation or of the recipe's own held-out sides.
 
     Held-out items are flagged only: `leak` drops the rows that repeat them, and what is left may be a template's twin.
@@ -210,7 +228,7 @@ def _contamination(rows: Sequence[Row], ledger: Ledger, rules: Rules) -> list[Ro
     for match in index.matches([_whole_text(row) for row in training]):
         row = training[match.row]
         detail = f'holds item {match.item} of {match.evaluation}: "{match.text}"'
-        drop = rules.contaminated == "drop" and match.evaluation != HELD_OUT
+        drop = rules.contaminated == "drop" and match.evaluation != HELD_OUT and row.id not in pinned
         say = ledger.drop if drop else ledger.flag
         say(row, reason="contaminated", detail=detail, score=match.score)
         if drop:
@@ -222,7 +240,9 @@ def _whole_text(row: Row) -> str:
     return f"{prompt_text(row.conversation)}\n{answer_text(row.conversation)}"
 
 
-def _drop_duplicates(rows: Sequence[Row], ledger: Ledger, threshold: float) -> tuple[list[Row], list[dict[str, JSON]]]:
+def _drop_duplicates(
+    rows: Sequence[Row], ledger: Ledger, threshold: float, pinned: frozenset[str]
+) -> tuple[list[Row], list[dict[str, JSON]]]:
     """Drop duplicates until a round finds none: word weights follow the rows, so a round can uncover a few more."""
     kept = list(rows)
     entries: dict[str, dict[str, JSON]] = {}
@@ -234,7 +254,7 @@ def _drop_duplicates(rows: Sequence[Row], ledger: Ledger, threshold: float) -> t
             row, keeper = kept[duplicate.row], kept[duplicate.keeper]
             cluster = cluster_name(kept[duplicate.cluster])
             detail = f"{_DUPLICATE_WORDS[duplicate.kind]} {_place(keeper)} (row {keeper.id}, cluster {cluster})"
-            if duplicate.kind in STAYING:
+            if duplicate.kind in STAYING or (duplicate.kind == "near_duplicate" and row.id in pinned):
                 staying.append((duplicate, detail, cluster))
                 continue
             ledger.drop(row, reason=duplicate.kind, detail=detail, matched_id=keeper.id, score=duplicate.score)

@@ -1,4 +1,4 @@
-"""Lineage: one line for each thing that was done to a row, so that any row can be asked why it is or is not there.
+"""Lineage: each thing that was done to a row, so that any row can be asked why it is or is not there.
 
 What lives here: `Action`, the ledger of a stage, and the `lineage.parquet` that it becomes. What does not: the rows.
 
@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 from tunesmith.data.write import ParquetWriter, Reject, content_hash
 from tunesmith.types import Row
 
-LINEAGE_SCHEMA = pa.schema(
+ACTION_TYPE = pa.struct(
     [
-        ("row_id", pa.string()),
         ("stage", pa.string()),
         ("action", pa.string()),
         ("reason", pa.string()),
@@ -33,12 +32,26 @@ LINEAGE_SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("before_hash", pa.string()),
         ("after_hash", pa.string()),
+    ]
+)
+"""One action. Hashes are `content_hash` of the conversation before and after it."""
+
+LINEAGE_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.string()),
         ("source", pa.string()),
         ("path", pa.string()),
         ("line", pa.int64()),
+        ("fate", pa.string()),
+        ("reason", pa.string()),
+        ("matched_id", pa.string()),
+        ("before_hash", pa.string()),
+        ("after_hash", pa.string()),
+        ("actions", pa.list_(ACTION_TYPE)),
     ]
 )
-"""Columns of `lineage.parquet`. Hashes are `content_hash` of the conversation before and after the action."""
+"""Columns of `lineage.parquet`, one record a row. `fate` is `keep` or `drop`, `reason` and `matched_id` are those of
+the drop, the hashes those of the row as it came in and as it left (null where it was dropped)."""
 
 ActionKind = Literal["keep", "change", "drop", "flag"]
 
@@ -159,14 +172,39 @@ class Ledger:
 
 
 def write_lineage(path: Path, actions: Iterable[Action]) -> None:
-    """Write actions in the order given."""
+    """Write one record for each row, in the order in which the rows were first acted on."""
+    by_row: dict[str, list[Action]] = {}
+    for action in actions:
+        by_row.setdefault(action.row_id, []).append(action)
     with ParquetWriter(path, LINEAGE_SCHEMA) as writer:
-        for action in actions:
-            writer.write({name: getattr(action, name) for name in LINEAGE_SCHEMA.names})
+        for row_id, done in by_row.items():
+            writer.write(_record(row_id, done))
+
+
+def _record(row_id: str, done: list[Action]) -> dict[str, Any]:
+    first, last = done[0], done[-1]
+    dropped = last.action == "drop"
+    return {
+        "row_id": row_id,
+        "source": first.source,
+        "path": first.path,
+        "line": first.line,
+        "fate": "drop" if dropped else "keep",
+        "reason": last.reason if dropped else None,
+        "matched_id": last.matched_id if dropped else None,
+        "before_hash": first.before_hash,
+        "after_hash": last.after_hash,
+        "actions": [{field.name: getattr(action, field.name) for field in ACTION_TYPE} for action in done],
+    }
 
 
 def read_lineage(path: Path, *, row_id: str | None = None) -> list[Action]:
-    """Read all actions of a file, or those of one row."""
+    """Read all actions of a file, or those of one row, row by row."""
     filters = [("row_id", "=", row_id)] if row_id is not None else None
     table: Any = pq.read_table(path, filters=filters)
-    return [Action(**record) for record in table.to_pylist()]
+    place = ("row_id", "source", "path", "line")
+    return [
+        Action(**{name: record[name] for name in place}, **action)
+        for record in table.to_pylist()
+        for action in record["actions"]
+    ]

@@ -23,6 +23,14 @@ class OptOut:
     subjects: frozenset[str] = frozenset()
     content_hashes: frozenset[str] = frozenset()
 
+    def __or__(self, other: OptOut) -> OptOut:
+        """Return what either asks for."""
+        return OptOut(
+            sources=self.sources | other.sources,
+            subjects=self.subjects | other.subjects,
+            content_hashes=self.content_hashes | other.content_hashes,
+        )
+
 
 def drop_opted_out(rows: Sequence[Row], ledger: Ledger, opt_out: OptOut) -> list[Row]:
     """Drop the rows of a source, a person or a content that opted out."""

@@ -11,7 +11,7 @@ What lives here: `write_rows`, `read_rows`, and the same for rejected rows. What
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -140,10 +140,7 @@ def row_from_record(record: dict[str, Any]) -> Row:
     """Read one row from the columns of `ROW_SCHEMA`."""
     return Row(
         id=record["id"],
-        conversation=Conversation(
-            messages=_messages(record["messages"]),
-            tools=tuple(json.loads(record["tools"])) if record["tools"] else (),
-        ),
+        conversation=conversation_of(record),
         provenance=Provenance(
             source=record["source"],
             path=record["path"],
@@ -160,6 +157,14 @@ def row_from_record(record: dict[str, Any]) -> Row:
         split=record["split"],
         rejected=_messages(record["rejected"]) if record["rejected"] else (),
         desirable=record["desirable"],
+    )
+
+
+def conversation_of(record: Mapping[str, Any]) -> Conversation:
+    """Read the conversation from the columns `messages` and `tools`."""
+    return Conversation(
+        messages=_messages(record["messages"]),
+        tools=tuple(json.loads(record["tools"])) if record["tools"] else (),
     )
 
 

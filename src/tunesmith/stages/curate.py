@@ -1,6 +1,7 @@
 """curate: of all rows those that may and should be trained on, each change and each loss with its reason.
 
-    opt-out -> licence -> quality -> contract -> personal data -> contamination -> duplicates and leaks -> rows
+    opt-out -> licence -> review -> quality -> contract -> personal data
+            -> contamination -> duplicates and leaks -> rows
 
 Every row that comes in is in `rows.parquet` or, with its reason, in `rejects.parquet`; `lineage.parquet` holds what was
 done to each.
@@ -9,7 +10,7 @@ done to each.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -50,6 +51,27 @@ class OptOutSpec(Spec):
     """Ids of persons, as the rows' subject field holds them."""
     content_hashes: list[str] = Field(default_factory=list)
     """sha256 of contents, as lineage shows them."""
+    file: ContentPath | None = None
+    """YAML or JSON with the same three lists, added to them; `tunesmith takedown --file` reads it as well."""
+
+
+class AboutSpec(Spec):
+    """What only people know of the data, for datasheet and Croissant file; what nobody says is unknown there."""
+
+    name: str | None = None
+    """Name of the data set."""
+    description: str | None = None
+    """What a row is, and what the whole holds."""
+    creators: tuple[str, ...] = ()
+    """Who made it."""
+    url: str | None = None
+    """Where it can be had."""
+    purpose: str | None = None
+    """What it is for."""
+    limitations: str | None = None
+    """What it lacks, and what it must not be used for."""
+    maintenance: str | None = None
+    """Who keeps it up, and how."""
 
 
 class CurateInputs(Inputs):
@@ -78,6 +100,10 @@ class CurateSpec(Spec):
     """Evaluation -> file of its items (any shape that ingest reads): training rows that hold one are contaminated."""
     contaminated: Literal["flag", "drop"] = "flag"
     """What is done with contaminated rows; a flag is for a person to look at."""
+    about: AboutSpec = AboutSpec()
+    """What only people know of the data."""
+    decisions: ContentPath | None = None
+    """File of reviewers' decisions (`tunesmith review`), applied before the rules that they overrule."""
 
 
 def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
@@ -90,17 +116,23 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
     return warnings
 
 
-@stage(name="curate", version=2, produces="rows", check=check_curate)
+@stage(name="curate", version=3, produces="rows", check=check_curate)
 def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     """Keep, change, flag or drop each row, and say why."""
+    from tunesmith.data.croissant import croissant
     from tunesmith.data.curation import Lint, Rules, curate_rows
-    from tunesmith.data.curation_report import write_report
+    from tunesmith.data.curation_report import Facts, write_report
+    from tunesmith.data.datasheet import About, datasheet, gather
+    from tunesmith.data.funnel import CountTokens, make_funnel
     from tunesmith.data.items import read_items
     from tunesmith.data.lineage import write_lineage
     from tunesmith.data.policy import OptOut
+    from tunesmith.data.review import read_decisions
+    from tunesmith.data.takedown import read_opt_out
     from tunesmith.data.write import read_rows, write_rejects, write_rows
 
     lint: Lint | None = None
+    count_tokens: CountTokens | None = None
     if inputs.contract is not None:
         from tunesmith.chat.contract import load_contract
 
@@ -109,20 +141,25 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         def lint(conversation: Conversation) -> list[tuple[str, str]]:
             return [(violation.kind, violation.message) for violation in contract.lint(conversation)]
 
+        def count_tokens(texts: Sequence[str]) -> list[int]:
+            return [len(ids) for ids in contract.tokenizer.encode_batch(texts)]
+
     rows = read_rows(inputs.rows.path / "rows.parquet")
+    opt_out = OptOut(
+        sources=frozenset(spec.opt_out.sources),
+        subjects=frozenset(spec.opt_out.subjects),
+        content_hashes=frozenset(spec.opt_out.content_hashes),
+    )
     rules = Rules(
         licenses=tuple(spec.licenses),
         unknown_license="keep" if spec.allow_unknown else "refuse",
-        opt_out=OptOut(
-            sources=frozenset(spec.opt_out.sources),
-            subjects=frozenset(spec.opt_out.subjects),
-            content_hashes=frozenset(spec.opt_out.content_hashes),
-        ),
+        opt_out=opt_out if spec.opt_out.file is None else opt_out | read_opt_out(Path(spec.opt_out.file)),
         max_chars=spec.max_chars,
         redact=None if spec.redact is None else frozenset(spec.redact),
         near_threshold=spec.near_duplicates,
         evaluations={name: read_items(Path(path)) for name, path in spec.evaluations.items()},
         contaminated=spec.contaminated,
+        decisions=() if spec.decisions is None else tuple(read_decisions(Path(spec.decisions))),
     )
     curated = curate_rows(rows, rules, lint=lint, progress=ctx.progress)
     write_rows(ctx.out / "rows.parquet", curated.rows)
@@ -130,9 +167,14 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     write_lineage(ctx.out / "lineage.parquet", curated.ledger.actions)
     (ctx.out / "duplicates.json").write_text(_json(curated.duplicates), encoding="utf-8")
     (ctx.out / "pii.json").write_text(_json(curated.personal_data), encoding="utf-8")
-    summary = curated.summary()
-    write_report(ctx.out / "report.html", rows=rows, curated=curated, summary=summary)
-    return summary
+    funnel = make_funnel(rows, curated.ledger.rejects, count_tokens=count_tokens)
+    (ctx.out / "funnel.json").write_text(_json(funnel.to_json()), encoding="utf-8")
+    about = About(**spec.about.model_dump())
+    facts = gather(curated.rows, about=about, curated=curated, funnel=funnel)
+    (ctx.out / "DATASHEET.md").write_text(datasheet(facts), encoding="utf-8")
+    (ctx.out / "croissant.json").write_text(_json(croissant(ctx.out, facts)), encoding="utf-8")
+    write_report(ctx.out / "report.html", Facts(rows=rows, curated=curated, funnel=funnel))
+    return {**curated.summary(), f"{funnel.unit}_in": funnel.units_in, f"{funnel.unit}_kept": funnel.units_kept}
 
 
 def _json(value: JSON) -> str:
