@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -116,32 +115,12 @@ def test_a_held_out_ticket_with_a_slip_in_one_word_is_found_in_training_data(mad
     assert not [where for where in hard_leaks() if reasons.get(where) != "leak"]
 
 
-HARD_TO_FIND = (re.compile(r"(?:GB|DE|FR|NL|CH|ES)\d\d[ \w]* pay for"), re.compile(r"^[^\d@]*sk_test_[A-Za-z]+\W*$"))
-"""An IBAN with short words behind it, and a key in a text without any digit."""
-
-
-def hard_to_find(text):
-    return any(pattern.search(text) for pattern in HARD_TO_FIND)
-
-
-@pytest.mark.xfail(strict=True, reason="two forms of secrets are missed; remove this mark once both are found")
-def test_secrets_are_found_where_words_follow_or_no_digit_stands_in_the_text(made):
-    rows, _, _ = made
-    texts = [prompt_text(row.conversation) for row in rows]
-    hard = [text for text in texts if hard_to_find(text)]
-    assert len(hard) == 2
-    assert all(find(text) for text in hard)
-
-
 def test_planted_personal_data_is_found_by_type_and_clean_rows_are_left_as_they_are(made):
     rows, _, curated = made
     before = {place(row): prompt_text(row.conversation) for row in rows}
     missed, changed = [], set()
     for row in curated.rows:
         text = prompt_text(row.conversation)
-        if hard_to_find(before[place(row)]):
-            changed.add(place(row))
-            continue
         expected = Counter(KINDS[kind] for kind in planted().get(place(row), {}).get("types", ()))
         found = Counter(span.kind for span in find(before[place(row)]))
         if found != expected:
@@ -156,8 +135,7 @@ def test_no_canary_is_left_in_any_curated_row(made):
     _, _, curated = made
     canaries = json.loads((QUICKSTART / "canaries.json").read_text("utf-8"))
     prompts = [prompt_text(row.conversation) for row in curated.rows]
-    texts = [text for text in prompts if not hard_to_find(text)]
-    assert not [canary["id"] for canary in canaries if any(canary["value"] in text for text in texts)]
+    assert not [canary["id"] for canary in canaries if any(canary["value"] in text for text in prompts)]
 
 
 def test_the_sides_have_the_sizes_that_the_documents_say_and_do_not_overlap(made):

@@ -75,17 +75,23 @@ _CODICE_ODD = (
 
 
 def nir_holds(digits: str) -> bool:
-    """French NIR of 15 digits: key is 97 minus the number modulo 97 (INSEE)."""
+    """French NIR of 15 places: key is 97 minus the number modulo 97; Corsica's 2A and 2B count 19 and 18 (INSEE)."""
+    digits = digits[:5] + {"2A": "19", "2B": "18"}.get(digits[5:7], digits[5:7]) + digits[7:]
     return 97 - int(digits[:13]) % 97 == int(digits[13:])
 
 
 def steuer_id_holds(digits: str) -> bool:
     """German tax id: ISO 7064 MOD 11,10, first digit not 0 (BZSt)."""
+    return digits[0] != "0" and oib_holds(digits)
+
+
+def oib_holds(digits: str) -> bool:
+    """Croatian OIB: ISO 7064 MOD 11,10."""
     product = 10
     for digit in digits[:10]:
         total = (int(digit) + product) % 10 or 10
         product = 2 * total % 11
-    return digits[0] != "0" and (11 - product) % 10 == int(digits[10])
+    return (11 - product) % 10 == int(digits[10])
 
 
 def bsn_holds(digits: str) -> bool:
@@ -146,6 +152,115 @@ def china_id_holds(text: str) -> bool:
     """Chinese resident id: ISO 7064 MOD 11-2 (GB 11643-1999)."""
     total = weighted_sum(text[:17], (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2))
     return "10X98765432"[total % 11] == text[17].upper()
+
+
+def ean13_holds(digits: str) -> bool:
+    """Check digit of EAN-13, as in the Swiss AHV number: weights 1 3."""
+    return weighted_sum(digits, (1, 3) * 6 + (1,)) % 10 == 0
+
+
+def rrn_holds(digits: str) -> bool:
+    """South Korean resident number: weights 2 to 9 and 2 to 5, 11 minus the remainder modulo 11."""
+    return (11 - weighted_sum(digits[:12], (*range(2, 10), *range(2, 6))) % 11) % 10 == int(digits[12])
+
+
+def rodne_cislo_holds(digits: str) -> bool:
+    """Czech and Slovak birth number: divisible by 11, a month (plus 20, 50 or 70) in the middle."""
+    return int(digits) % 11 == 0 and 1 <= int(digits[2:4]) % 50 % 20 <= 12 and 1 <= int(digits[4:6]) <= 31
+
+
+def rut_holds(text: str) -> bool:
+    """Chilean RUT: weights 2 to 7 from the right, 11 minus the remainder modulo 11."""
+    check = 11 - weighted_sum(text[-2::-1], (2, 3, 4, 5, 6, 7, 2, 3)) % 11
+    return text[-1] == {11: "0", 10: "K"}.get(check, str(check))
+
+
+def cuit_holds(digits: str) -> bool:
+    """Argentine CUIT and CUIL: weights 5 4 3 2 7 6 5 4 3 2."""
+    return (11 - weighted_sum(digits[:10], (5, 4, 3, 2, 7, 6, 5, 4, 3, 2)) % 11) % 11 == int(digits[10])
+
+
+def hkid_holds(text: str) -> bool:
+    """Hong Kong identity card `A123456(3)`: weights 9 to 2, divisible by 11 with the check digit."""
+    body, check = text.strip(")").split("(")
+    values = [36, *(int(sign, 36) for sign in body)][-8:]
+    total = sum(value * weight for value, weight in zip(values, range(9, 1, -1), strict=True))
+    return (total + int(check, 16)) % 11 == 0
+
+
+def taiwan_id_holds(text: str) -> bool:
+    """Taiwanese id: the letter as a number of two digits, weights 1 9 8 to 1 and 1."""
+    number = 10 + "ABCDEFGHJKLMNPQRSTUVXYWZIO".index(text[0])
+    return weighted_sum(f"{number}{text[1:]}", (1, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1)) % 10 == 0
+
+
+def pps_holds(text: str) -> bool:
+    """Irish PPS number: weights 8 to 2, nine times the second letter, modulo 23."""
+    second = ord(text[8]) - 64 if len(text) == 9 else 0
+    return (weighted_sum(text[:7], range(8, 1, -1)) + 9 * second) % 23 == (ord(text[7]) - 64) % 23
+
+
+def german_pension_holds(text: str) -> bool:
+    """German insurance number `15 070649 C 103`: digit sums under the weights 2 1 2 5 7 1 2 1 2 1 2 1."""
+    digits = f"{text[:8]}{ord(text[8]) - 64:02d}{text[9:11]}"
+    products = [int(digit) * weight for digit, weight in zip(digits, (2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1), strict=True)]
+    return sum(product // 10 + product % 10 for product in products) % 10 == int(text[11])
+
+
+def tfn_holds(digits: str) -> bool:
+    """Australian tax file number: weights 1 4 3 7 5 8 6 9 10, divisible by 11."""
+    return weighted_sum(digits, (1, 4, 3, 7, 5, 8, 6, 9, 10)) % 11 == 0
+
+
+def medicare_holds(digits: str) -> bool:
+    """Australian Medicare number: weights 1 3 7 9, the remainder modulo 10 is the ninth digit."""
+    return digits[0] in "23456" and weighted_sum(digits[:8], (1, 3, 7, 9, 1, 3, 7, 9)) % 10 == int(digits[8])
+
+
+def nif_holds(digits: str) -> bool:
+    """Portuguese NIF: weights 9 to 2, 11 minus the remainder modulo 11, 0 for 10 and 11."""
+    check = 11 - weighted_sum(digits[:8], range(9, 1, -1)) % 11
+    return (0 if check > 9 else check) == int(digits[8])
+
+
+def svnr_holds(digits: str) -> bool:
+    """Austrian insurance number: weights 3 7 9 0 5 8 4 2 1 6, the remainder modulo 11 is the fourth digit."""
+    return weighted_sum(digits, (3, 7, 9, 0, 5, 8, 4, 2, 1, 6)) % 11 == int(digits[3])
+
+
+def egn_holds(digits: str) -> bool:
+    """Bulgarian EGN: weights 2 4 8 5 10 9 7 3 6."""
+    return weighted_sum(digits[:9], (2, 4, 8, 5, 10, 9, 7, 3, 6)) % 11 % 10 == int(digits[9])
+
+
+def kimlik_holds(digits: str) -> bool:
+    """Turkish id: the tenth digit from odd and even places, the eleventh from the sum of all."""
+    odd, even = sum(map(int, digits[0:9:2])), sum(map(int, digits[1:8:2]))
+    holds = (7 * odd - even) % 10 == int(digits[9]) and sum(map(int, digits[:10])) % 10 == int(digits[10])
+    return digits[0] != "0" and holds
+
+
+def fodselsnummer_holds(digits: str) -> bool:
+    """Norwegian birth number: two check digits modulo 11."""
+    first = weighted_sum(digits, (3, 7, 6, 1, 8, 9, 4, 5, 2, 1))
+    return first % 11 == 0 and weighted_sum(digits, (5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1)) % 11 == 0
+
+
+def my_number_holds(digits: str) -> bool:
+    """Japanese My Number: weights 6 to 2 and 7 to 2, 11 minus the remainder modulo 11, 0 where that is 0 or 1."""
+    left = weighted_sum(digits[:11], (6, 5, 4, 3, 2, 7, 6, 5, 4, 3, 2)) % 11
+    return (0 if left < 2 else 11 - left) == int(digits[11])
+
+
+def cnp_holds(digits: str) -> bool:
+    """Romanian CNP: weights 2 7 9 1 4 6 3 5 8 2 7 9, the remainder modulo 11, 1 for 10."""
+    left = weighted_sum(digits[:12], (2, 7, 9, 1, 4, 6, 3, 5, 8, 2, 7, 9)) % 11
+    return digits[0] != "0" and (1 if left == 10 else left) == int(digits[12])
+
+
+def thai_id_holds(digits: str) -> bool:
+    """Thai id: weights 13 to 2, 11 minus the remainder modulo 11."""
+    return (11 - weighted_sum(digits[:12], range(13, 1, -1)) % 11) % 10 == int(digits[12])
 
 
 def routing_holds(digits: str) -> bool:

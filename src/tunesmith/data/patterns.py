@@ -62,6 +62,12 @@ def compact(match: re.Match[str]) -> str:
     return re.sub(r"[\s./-]", "", match.string[start:end]).upper()
 
 
+def before(match: re.Match[str], regex: re.Pattern[str], num_chars: int) -> bool:
+    """Whether something stands in the characters shortly before the value."""
+    start = whole(match)[0]
+    return regex.search(match.string, max(0, start - num_chars), start) is not None
+
+
 _CHAINS = bytes(code if 48 <= code <= 57 else 124 for code in range(256))
 _LINKS = b" ./-()\t\n"
 

@@ -20,6 +20,8 @@ from tunesmith.data.patterns import Span, find
 from tunesmith.types import JSON, Message, Row, ToolCall
 
 MAX_SAMPLE_CHARS = 48
+_GROUPED = {"PHONE", "IBAN", "CARD", "BANK_ACCOUNT", "NATIONAL_ID", "MAC_ADDRESS"}
+"""Types whose values people group as they like: the same letters and digits are the same value."""
 Find = Callable[[str], list[Span]]
 
 
@@ -127,7 +129,8 @@ class _Names:
         return "".join([*out, text[at:]])
 
     def _placeholder(self, kind: str, value: str) -> str:
-        key = kind, "".join(value.casefold().split())
+        same = value.casefold()
+        key = kind, "".join(filter(str.isalnum, same)) if kind in _GROUPED else "".join(same.split())
         if key not in self._placeholders:
             self._numbers[kind] += 1
             self._placeholders[key] = f"<{kind}_{self._numbers[kind]}>"

@@ -31,6 +31,7 @@ PersonalData = Literal[
     "CRYPTO_WALLET",
     "NATIONAL_ID",
     "IP_ADDRESS",
+    "MAC_ADDRESS",
     "ADDRESS",
     "DATE_OF_BIRTH",
     "API_KEY",
