@@ -49,6 +49,7 @@ def write_report(path: Path, *, rows: Sequence[Row], curated: Curated, summary: 
 
 def _funnel(rows: Sequence[Row], curated: Curated) -> Markup:
     came = Counter(row.provenance.source for row in rows)
+    role_of = {row.provenance.source: row.role.value for row in rows}
     stayed = Counter(row.provenance.source for row in curated.rows)
     gone: dict[str, Counter[str]] = defaultdict(Counter)
     for reject in curated.ledger.rejects:
@@ -57,13 +58,14 @@ def _funnel(rows: Sequence[Row], curated: Curated) -> Markup:
     body: list[list[Cell]] = [
         [
             source,
+            role_of[source],
             Number(f"{came[source]:,}"),
             Number(f"{stayed[source]:,}"),
             *(Number(f"{gone[source][reason]:,}") for reason in reasons),
         ]
         for source in came
     ]
-    return table(["source", "in", "kept", *reasons], body)
+    return table(["source", "role", "in", "kept", *reasons], body)
 
 
 def _shown(row: Row) -> str:

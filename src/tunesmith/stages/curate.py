@@ -19,7 +19,7 @@ from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.data.licenses import PERMISSIVE
-from tunesmith.types import JSON, Conversation
+from tunesmith.types import JSON, Row, RowRole
 
 PersonalData = Literal[
     "EMAIL",
@@ -90,7 +90,7 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
     return warnings
 
 
-@stage(name="curate", version=2, produces="rows", check=check_curate)
+@stage(name="curate", version=3, produces="rows", check=check_curate)
 def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     """Keep, change, flag or drop each row, and say why."""
     from tunesmith.data.curation import Lint, Rules, curate_rows
@@ -106,8 +106,11 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
 
         contract = load_contract(inputs.contract.path)
 
-        def lint(conversation: Conversation) -> list[tuple[str, str]]:
-            return [(violation.kind, violation.message) for violation in contract.lint(conversation)]
+        held_to = {RowRole.TASK: contract, RowRole.GENERAL: contract.for_general_rows()}
+
+        def lint(row: Row) -> list[tuple[str, str]]:
+            found = held_to[row.role].lint(row.conversation)
+            return [(violation.kind, violation.message) for violation in found]
 
     rows = read_rows(inputs.rows.path / "rows.parquet")
     rules = Rules(
