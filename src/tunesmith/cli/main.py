@@ -35,6 +35,7 @@ VERBS = (
     "promote",
     "compare",
     "monitor",
+    "review",
     "takedown",
     "gc",
 )
