@@ -31,6 +31,7 @@ from tunesmith.errors import RecipeError, StoreError
 
 if TYPE_CHECKING:
     from tunesmith.api.config_import import ImportedConfig
+    from tunesmith.api.data_difference import DataDifference
     from tunesmith.api.new_recipe import NewRecipe
     from tunesmith.api.opt_out import Takedown
     from tunesmith.core.marks import Mark
@@ -157,12 +158,24 @@ def runs(*, store: PathLike | None = None) -> list[str]:
     return run_names(open_store(store))
 
 
-def diff(before: str, after: str, *, store: PathLike | None = None) -> Difference:
-    """Compare two runs, two recipe files, or one of each; or two contracts, given as folders of artifacts.
+def diff(before: str, after: str, *, store: PathLike | None = None) -> Difference | DataDifference:
+    """Compare two runs, two recipe files, or one of each; two contracts; or two data versions (curated rows, splits).
 
-    Raises `StoreError` or `RecipeError` where one cannot be read.
+    Contracts and data versions are folders or fingerprints of artifacts. Raises `StoreError` or `RecipeError` where one
+    cannot be read.
     """
+    from tunesmith.api.data_difference import data_difference, find_version
+
     place = open_store(store)
+    versions = [find_version(place, name) for name in (before, after)]
+    if versions[0] is not None and versions[1] is not None:
+        if versions[0].kind != versions[1].kind:
+            raise StoreError(
+                "only data versions of one kind can be compared",
+                expected="two artifacts of curated rows, or two of splits",
+                found=f"{versions[0].kind} and {versions[1].kind}",
+            )
+        return data_difference(versions[0], versions[1], place)
     folders = [_contract_folder(place, name) for name in (before, after)]
     if folders[0] is not None and folders[1] is not None:
         return _contract_difference(before, after, folders[0], folders[1])
