@@ -160,6 +160,9 @@ def test_any_row_can_be_asked_for_its_fate(bench, run_stage):
         facts, text = story(line)
         assert words in text, (line, text)
         assert "split: train.parquet" in facts
+    assert story(2)[0]["in short"]["fate"] == "dropped by curate: near_duplicate"
+    assert story(4)[0]["in short"]["fate"] == "dropped by curate: license_unknown"
+    assert story(1)[0]["in short"]["fate"] == "kept; last seen in split: train.parquet"
     facts, _ = story(11)
     assert "split: test.parquet" in facts
     near, _ = story(2)

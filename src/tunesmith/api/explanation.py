@@ -67,7 +67,23 @@ def explain_row(store: Store, record: RunRecord, *, what: str) -> Explanation:
             found=f"{len(tables)} tables looked through",
             hint="rejects.parquet and rows.parquet of ingest list all ids",
         )
-    return Explanation(title=f"row {what} in run {record.run}", facts=tuple(facts))
+    return Explanation(title=f"row {what} in run {record.run}", facts=(*_in_short(facts, ids), *facts))
+
+
+def _in_short(facts: list[Fact], ids: set[str]) -> Iterator[Fact]:
+    """Yield for each row the farthest that it came: the table that dropped it, or the last one that holds it."""
+    for row in sorted(ids):
+        own = [fact for fact in facts if any(fact.fields.get(column) == row for column in _ID_COLUMNS)]
+        drops = [fact for fact in own if fact.fields.get("stage") and "rejects" in fact.where]
+        if drops:
+            table, said = drops[-1].where.split(":")[0], _said(own, "reason")
+            yield Fact(where="in short", fields={"row": row, "fate": f"dropped by {table}: {said}"})
+        elif own:
+            yield Fact(where="in short", fields={"row": row, "fate": f"kept; last seen in {own[-1].where}"})
+
+
+def _said(facts: list[Fact], field: str) -> JSON:
+    return next((fact.fields[field] for fact in reversed(facts) if field in fact.fields), "no reason is known")
 
 
 def _tables(store: Store, record: RunRecord) -> Iterator[tuple[str, Path]]:

@@ -10,6 +10,7 @@ What lives here: `Action`, the ledger of a stage, and the `lineage.parquet` that
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tunesmith.data.write import ParquetWriter, Reject, content_hash
+from tunesmith.data.write import Reject, content_hash
 from tunesmith.types import Row
 
 ACTION_TYPE = pa.struct(
@@ -52,6 +53,8 @@ LINEAGE_SCHEMA = pa.schema(
 )
 """Columns of `lineage.parquet`, one record a row. `fate` is `keep` or `drop`, `reason` and `matched_id` are those of
 the drop, the hashes those of the row as it came in and as it left (null where it was dropped)."""
+
+_BATCH_ROWS = 65_536
 
 ActionKind = Literal["keep", "change", "drop", "flag"]
 
@@ -176,26 +179,32 @@ def write_lineage(path: Path, actions: Iterable[Action]) -> None:
     by_row: dict[str, list[Action]] = {}
     for action in actions:
         by_row.setdefault(action.row_id, []).append(action)
-    with ParquetWriter(path, LINEAGE_SCHEMA) as writer:
-        for row_id, done in by_row.items():
-            writer.write(_record(row_id, done))
+    rows = list(by_row.values())
+    with pq.ParquetWriter(path, LINEAGE_SCHEMA, compression="zstd") as writer:
+        for start in range(0, max(1, len(rows)), _BATCH_ROWS):
+            writer.write_table(_table(rows[start : start + _BATCH_ROWS]))
 
 
-def _record(row_id: str, done: list[Action]) -> dict[str, Any]:
-    first, last = done[0], done[-1]
-    dropped = last.action == "drop"
-    return {
-        "row_id": row_id,
-        "source": first.source,
-        "path": first.path,
-        "line": first.line,
-        "fate": "drop" if dropped else "keep",
-        "reason": last.reason if dropped else None,
-        "matched_id": last.matched_id if dropped else None,
-        "before_hash": first.before_hash,
-        "after_hash": last.after_hash,
-        "actions": [{field.name: getattr(action, field.name) for field in ACTION_TYPE} for action in done],
-    }
+def _table(rows: list[list[Action]]) -> pa.Table:
+    """Return one record a row, built column by column: a million rows are not made into a million dicts."""
+    flat = [action for done in rows for action in done]
+    parts = [pa.array([getattr(action, part.name) for action in flat], part.type) for part in ACTION_TYPE]
+    ends = pa.array([0, *itertools.accumulate(len(done) for done in rows)], pa.int32())
+    drops = [done[-1] if done[-1].action == "drop" else None for done in rows]
+    columns = [
+        [done[0].row_id for done in rows],
+        [done[0].source for done in rows],
+        [done[0].path for done in rows],
+        [done[0].line for done in rows],
+        ["keep" if drop is None else "drop" for drop in drops],
+        [None if drop is None else drop.reason for drop in drops],
+        [None if drop is None else drop.matched_id for drop in drops],
+        [done[0].before_hash for done in rows],
+        [done[-1].after_hash for done in rows],
+    ]
+    actions = pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(parts, fields=list(ACTION_TYPE)))
+    arrays = [pa.array(values, part.type) for values, part in zip(columns, LINEAGE_SCHEMA, strict=False)]
+    return pa.Table.from_arrays([*arrays, actions.cast(LINEAGE_SCHEMA.field("actions").type)], schema=LINEAGE_SCHEMA)
 
 
 def read_lineage(path: Path, *, row_id: str | None = None) -> list[Action]:

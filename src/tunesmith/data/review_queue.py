@@ -6,7 +6,8 @@ where items go (`data.labelstudio`, the command line).
 Four strata, each a sample of its own: *borderline* (near-duplicates with the lowest scores, the most doubtful first),
 *flagged* (contamination, conflicts, rules that only flag), *dropped*, *kept*. A sample is drawn by hashes, so it is the
 same on any machine, and it moves on as decisions come in. Rows that had to go by licence or opt-out are never shown,
-and nobody can bring them back here. Texts are shown with personal data replaced.
+and nobody can bring them back here. Texts are those that would train; in rows that were dropped,
+personal data is replaced before they are shown.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class QueueItem:
     detail: str
     score: float | None
     conversation: Conversation
-    """Personal data replaced."""
+    """As it would train."""
     twin: Conversation | None = None
     """The row that it is a duplicate of."""
 
@@ -77,7 +78,8 @@ def make_queue(
     Rows with a hash in `decided` are left out; those in `first` (on which reviewers disagree) come first and all.
     """
     shown = {row.id: row for row in read_rows(version / "rows.parquet")}
-    shown.update({r.row.id: r.row for r in read_rejects(version / "rejects.parquet") if r.row is not None})
+    dropped = {r.row.id: r.row for r in read_rejects(version / "rejects.parquet") if r.row is not None}
+    shown.update(dropped)
     by_row: dict[str, list[Action]] = {}
     for action in read_lineage(version / "lineage.parquet"):
         by_row.setdefault(action.row_id, []).append(action)
@@ -94,7 +96,7 @@ def make_queue(
         doubt = item.score if stratum == "borderline" and item.score is not None else 0.0
         found[stratum].append((-1.0 if digest in first else doubt, sha256_hex(digest), item))
     return [
-        dataclasses.replace(item, conversation=_safe(item.conversation), twin=item.twin and _safe(item.twin))
+        _safe(item) if item.row_id in dropped else item
         for name in STRATA
         for _, _, item in sorted(found[name], key=lambda entry: entry[:2])[: per_stratum + _count(first, found[name])]
     ]
@@ -134,9 +136,15 @@ def _item(row: Row, actions: Sequence[Action], stratum: Stratum, shown: Mapping[
     )
 
 
-def _safe(conversation: Conversation) -> Conversation:
-    row = Row(id="", conversation=conversation, provenance=Provenance(source="", path="", line=0))
-    return redact_row(row).row.conversation
+def _safe(item: QueueItem) -> QueueItem:
+    """Replace the personal data of a row that was dropped before curation came to it; kept rows are as they train."""
+    place = Provenance(source="", path="", line=0)
+    safe = [
+        None if shown is None else redact_row(Row(id="", conversation=shown, provenance=place)).row.conversation
+        for shown in (item.conversation, item.twin)
+    ]
+    assert safe[0] is not None
+    return dataclasses.replace(item, conversation=safe[0], twin=safe[1])
 
 
 def shown_text(conversation: Conversation) -> str:
