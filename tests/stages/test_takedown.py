@@ -16,6 +16,7 @@ from tunesmith.api.survey import Fate, Use
 from tunesmith.cli.main import make_app
 from tunesmith.core.artifact import Manifest
 from tunesmith.core.refs import move_ref
+from tunesmith.core.runs import RunRecord, StageRecord, create_run
 from tunesmith.core.store import Attempt, Store
 from tunesmith.data.policy import OptOut
 from tunesmith.data.takedown import read_opt_out
@@ -244,6 +245,20 @@ def test_a_lifted_takedown_refuses_nothing_and_needs_a_reason(world):
     api.lift_takedown(done.mark.id[-8:], note="the wrong person", store=world.store.root)
     deployment.promote(world.bundle.fingerprint, store=world.store.root)
     assert api.takedowns(store=world.store.root) == []
+
+
+def test_a_training_that_stopped_is_named_for_its_checkpoints(world):
+    stage = StageRecord(
+        stage="train", version=1, kind="adapter", status="failed", fingerprint="5" * 64, spec={},
+        inputs={"examples": {"table": "encode", "fingerprint": world.examples.fingerprint}},
+    )  # fmt: skip
+    record = RunRecord(run="r", recipe="x", recipe_path="x", started="", overrides=(), stages={"train": stage})
+    create_run(world.store, record, recipe_text="")
+    assert world.take(subjects=["p2"], dry_run=True)[0].unfinished == ()
+    (world.store.partials / f"{'5' * 64}.work").mkdir(parents=True)
+    (found,) = world.take(subjects=["p2"], dry_run=True)[0].unfinished
+    assert (found.fingerprint, found.run) == ("5" * 64, "r")
+    assert world.take(subjects=["p4"], dry_run=True)[0].unfinished == ()
 
 
 def test_the_same_takedown_again_adds_nothing_and_more_of_it_does(world):

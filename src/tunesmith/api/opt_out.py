@@ -13,7 +13,7 @@ so another recipe, or another run, does not get around it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,16 @@ class RefPointer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """A stage that stopped, or is at work, over artifacts that hold the rows: its checkpoints may hold them as well."""
+
+    kind: str
+    fingerprint: str
+    run: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Takedown:
     """What a takedown found and did."""
 
@@ -53,6 +63,7 @@ class Takedown:
     runs: Mapping[str, tuple[str, ...]]
     """Fingerprint -> runs that made or used it."""
     refs: tuple[RefPointer, ...]
+    unfinished: tuple[Unfinished, ...]
     mark: Mark | None
     """`None` for a dry run."""
     known_sources: tuple[str, ...]
@@ -68,6 +79,10 @@ class Takedown:
             "refs": [
                 {"ref": entry.ref, "fingerprint": entry.fingerprint, "now": entry.now, "use": entry.use.value}
                 for entry in self.refs
+            ],
+            "unfinished": [
+                {"kind": part.kind, "fingerprint": part.fingerprint, "run": part.run, "folder": str(part.folder)}
+                for part in self.unfinished
             ],
             "refused": [part.artifact.fingerprint for part in refused(self.found.touched)],
         }
@@ -98,6 +113,7 @@ def takedown(opt_out: OptOut, *, store: Store, note: str = "", dry_run: bool = F
         found=found,
         runs=_runs(store, set(uses)),
         refs=tuple(_refs(store, uses)),
+        unfinished=tuple(_unfinished(store, {name for name, use in uses.items() if use in MARKED})),
         mark=mark,
         known_sources=() if found.rows else _sources(artifacts),
     )
@@ -220,6 +236,18 @@ def _runs(store: Store, fingerprints: set[str]) -> dict[str, tuple[str, ...]]:
             if stage.fingerprint in fingerprints and stage.status in ("done", "cached"):
                 names.setdefault(stage.fingerprint, []).append(record.run)
     return {fingerprint: tuple(found) for fingerprint, found in names.items()}
+
+
+def _unfinished(store: Store, fingerprints: set[str]) -> Iterator[Unfinished]:
+    """Yield the attempts whose inputs hold the rows, by the records of the runs that made them."""
+    seen: set[Path] = set()
+    for record in records(store):
+        for stage in record.stages.values():
+            folder = store.partials / f"{stage.fingerprint}.work"
+            fed = {wire["fingerprint"] for wire in stage.inputs.values()}
+            if folder not in seen and folder.is_dir() and fed & fingerprints:
+                seen.add(folder)
+                yield Unfinished(kind=stage.kind, fingerprint=stage.fingerprint, run=record.run, folder=folder)
 
 
 def _refs(store: Store, uses: Mapping[str, Use]) -> list[RefPointer]:

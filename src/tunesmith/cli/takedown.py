@@ -92,55 +92,78 @@ def _opt_out_lines(opt_out: dict[str, list[str]]) -> list[str]:
 
 
 def _print(console: Console, done: Takedown) -> None:
+    from rich.markup import escape
+
+    if done.found.rows:
+        _print_rows(console, done)
+        _print_artifacts(console, done)
+    else:
+        console.print("no row of this store is named by it", highlight=False)
+        if done.opt_out.sources and done.known_sources:
+            console.print(f"the store's sources: {escape(', '.join(done.known_sources))}", highlight=False)
+    for entry in done.refs:
+        words = "points at" if entry.now else "pointed at"
+        console.print(f"ref {entry.ref} {words} bundle {entry.fingerprint[:12]}: {entry.use.value}", highlight=False)
+    for left in done.unfinished:
+        words = f"unfinished {left.kind} {left.fingerprint[:12]} of run {left.run}: its checkpoints may hold them"
+        console.print(f"{words} ({left.folder})", highlight=False)
+    _print_next(console, done)
+
+
+def _print_rows(console: Console, done: Takedown) -> None:
     from collections import Counter
 
     from rich.markup import escape
     from rich.table import Table
 
-    from tunesmith.api.opt_out import refused
-
-    found = done.found
-    if not found.rows:
-        console.print("no row of this store is named by it", highlight=False)
-        if done.opt_out.sources and done.known_sources:
-            console.print(f"the store's sources: {escape(', '.join(done.known_sources))}", highlight=False)
-    fates = Counter(item.fate for item in found.rows)
-    for fate in type(found.rows[0].fate) if found.rows else ():
+    rows = done.found.rows
+    fates = Counter(item.fate for item in rows)
+    for fate in type(rows[0].fate):
         if fates[fate]:
             console.print(f"{fates[fate]:>7,} rows {fate.value}", highlight=False)
-    rows = Table(box=None, pad_edge=False)
+    shown = Table(box=None, pad_edge=False)
     for column in ("row", "place", "fate", "because"):
-        rows.add_column(column, overflow="fold")
-    for item in found.rows[:_SHOWN_ROWS]:
+        shown.add_column(column, overflow="fold")
+    for item in rows[:_SHOWN_ROWS]:
         because = "; ".join(item.reasons)
         if item.twins:
             because += f"; look at its twin {', '.join(item.twins)}: the same words may have stayed"
-        rows.add_row(item.row.row_id, escape(f"{item.row.source}:{item.row.line}"), item.fate.value, escape(because))
-    if found.rows:
-        console.print(rows)
-        if len(found.rows) > _SHOWN_ROWS:
-            console.print(f"… {len(found.rows) - _SHOWN_ROWS:,} more: --json lists all", highlight=False)
-        artifacts = Table(box=None, pad_edge=False)
-        for column in ("artifact", "rows", "use", "files that hold them", "run"):
-            artifacts.add_column(column, overflow="fold")
-        for part in found.touched:
-            name = f"{part.artifact.kind} {part.artifact.fingerprint[:12]}"
-            run = (done.runs.get(part.artifact.fingerprint) or ("none",))[0]
-            artifacts.add_row(name, str(len(part.row_ids)), part.use.value, escape(", ".join(part.files)), escape(run))
-        console.print(artifacts)
-    for entry in done.refs:
-        words = "points at" if entry.now else "pointed at"
-        console.print(f"ref {entry.ref} {words} bundle {entry.fingerprint[:12]}: {entry.use.value}", highlight=False)
+        shown.add_row(item.row.row_id, escape(f"{item.row.source}:{item.row.line}"), item.fate.value, escape(because))
+    console.print(shown)
+    if len(rows) > _SHOWN_ROWS:
+        console.print(f"… {len(rows) - _SHOWN_ROWS:,} more: --json lists all", highlight=False)
+
+
+def _print_artifacts(console: Console, done: Takedown) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for column in ("artifact", "rows", "use", "files that hold or name them", "run"):
+        shown.add_column(column, overflow="fold")
+    for part in done.found.touched:
+        name = f"{part.artifact.kind} {part.artifact.fingerprint[:12]}"
+        run = (done.runs.get(part.artifact.fingerprint) or ("none",))[0]
+        shown.add_row(name, str(len(part.row_ids)), part.use.value, escape(", ".join(part.files)), escape(run))
+    console.print(shown)
+
+
+def _print_next(console: Console, done: Takedown) -> None:
+    from rich.markup import escape
+
+    from tunesmith.api.opt_out import refused
+
     if done.mark is None:
         console.print("dry run: nothing was marked", highlight=False)
         return
-    barred = refused(found.touched)
+    barred = refused(done.found.touched)
     console.print(f"takedown {done.mark.id} is in force", highlight=False)
     if barred:
-        console.print(f"{len(barred)} bundles are refused by promote and serve from now on", highlight=False)
+        console.print(f"bundles that promote and serve refuse from now on: {len(barred)}", highlight=False)
     if any(entry.now for entry in done.refs):
         console.print("a server that runs keeps its bundle: stop it", highlight=False)
     console.print("next: take the rows out of the data, run the recipe again, and promote the new bundle:")
     for line in _opt_out_lines(done.to_json()["opt_out"]):
         console.print(f"  {escape(line)}", highlight=False)
-    console.print("the files above, and what they came from, still hold the rows: delete what must not be kept")
+    if done.found.rows:
+        console.print("the files above, and what they came from, still hold the rows: delete what must not be kept")
