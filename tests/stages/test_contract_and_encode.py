@@ -129,7 +129,8 @@ def test_examples_are_what_the_contract_encodes_and_the_arithmetic_adds_up(run_s
     table = pq.read_table(made.path / "train.parquet").to_pylist()
     for record, source in zip(table, ROWS, strict=True):
         (example,) = contract.encode(source.conversation, row_id=source.id)
-        assert record == {"row_id": source.id, "ids": list(example.ids), "weights": list(example.weights)}
+        encoded_as = {"row_id": source.id, "ids": list(example.ids), "weights": list(example.weights)}
+        assert record == {**encoded_as, "source": source.provenance.source, "role": "task"}
     arithmetic = json.loads((made.path / "arithmetic.json").read_text())["train"]
     assert arithmetic["rows"] == arithmetic["kept_rows"] == arithmetic["examples"] == 12
     assert arithmetic["tokens"] == sum(len(record["ids"]) for record in table)
