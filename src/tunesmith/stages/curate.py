@@ -157,6 +157,8 @@ class CurateSpec(Spec):
     """What only people know of the data."""
     decisions: ContentPath | None = None
     """File of reviewers' decisions (`tunesmith review`), applied before the rules that they overrule."""
+    production: ContentPath | None = None
+    """Prompts from production, a file or a `traces.sqlite`: the report says which of them no row is like."""
 
 
 def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
@@ -172,6 +174,7 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
 @stage(name="curate", version=3, produces="rows", check=check_curate)
 def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     """Keep, change, flag or drop each row, and say why."""
+    from tunesmith.data.coverage import measure_coverage
     from tunesmith.data.croissant import croissant
     from tunesmith.data.curation import Lint, Rules, curate_rows
     from tunesmith.data.curation_report import Facts, write_report
@@ -224,14 +227,33 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     write_lineage(ctx.out / "lineage.parquet", curated.ledger.actions)
     (ctx.out / "duplicates.json").write_text(_json(curated.duplicates), encoding="utf-8")
     (ctx.out / "pii.json").write_text(_json(curated.personal_data), encoding="utf-8")
+    coverage = measure_coverage(curated.rows, production=_production(spec.production))
+    (ctx.out / "coverage.json").write_text(_json(coverage), encoding="utf-8")
     funnel = make_funnel(rows, curated.ledger.rejects, count_tokens=count_tokens)
     (ctx.out / "funnel.json").write_text(_json(funnel.to_json()), encoding="utf-8")
     about = About(**spec.about.model_dump())
     facts = gather(curated.rows, about=about, curated=curated, funnel=funnel)
     (ctx.out / "DATASHEET.md").write_text(datasheet(facts), encoding="utf-8")
     (ctx.out / "croissant.json").write_text(_json(croissant(ctx.out, facts)), encoding="utf-8")
-    write_report(ctx.out / "report.html", Facts(rows=rows, curated=curated, funnel=funnel))
+    write_report(ctx.out / "report.html", Facts(rows=rows, curated=curated, funnel=funnel, coverage=coverage))
     return {**curated.summary(), f"{funnel.unit}_in": funnel.units_in, f"{funnel.unit}_kept": funnel.units_kept}
+
+
+def _production(path: str | None) -> list[str]:
+    """Prompts of a file, or of the answered requests of a trace database."""
+    if path is None:
+        return []
+    if not path.endswith(".sqlite"):
+        from tunesmith.data.items import read_items
+
+        return read_items(Path(path))
+    from tunesmith.data.words import prompt_text
+    from tunesmith.serve.traces import open_closed_span
+    from tunesmith.types import Conversation, Message
+
+    traces, _ = open_closed_span(Path(path))
+    asked = (tuple(Message.from_json(message) for message in trace.messages or ()) for trace in traces)
+    return [prompt_text(Conversation(messages=messages)) for messages in asked if messages]
 
 
 def _quality(spec: QualitySpec) -> Quality:
