@@ -106,3 +106,26 @@ def test_no_row_left_says_why_and_what_to_do(run_stage, tmp_path):
         run_stage("curate", {"rows": rows}, {}, tmp_path)
     assert "license_unknown 2" in str(caught.value)
     assert "allow_unknown" in str(caught.value)
+
+
+def test_quality_rules_checks_and_coverage_are_set_in_the_recipe(run_stage, tmp_path):
+    cut = "The parcel left our house on Monday in the morning and it will be brought to you by the"
+    rows = ingest(run_stage, tmp_path, [*RECORDS[2:4], ticket("When is it here?", cut), ticket("Is this MINE?", "no")])
+    check = Path(tmp_path / "house.py")
+    check.write_text('def check(row):\n    return "shouts" if "MINE" in row["messages"][0]["content"] else None\n')
+    asked = Path(tmp_path / "asked.jsonl")
+    asked.write_text(
+        '{"prompt": "Please cancel order 5000, I do not want the chairs"}\n{"prompt": "Sell me a horse"}\n'
+    )
+    spec = {
+        "quality": {"truncated": "drop", "checks": [{"file": str(check), "action": "flag"}]},
+        "production": str(asked),
+    }
+    curated = run_stage("curate", {"rows": rows}, spec, tmp_path)
+    assert curated.summary["dropped"] == {"truncated": 1}
+    assert curated.summary["flagged"] == {"house.check": 1}
+    coverage = json.loads((curated.path / "coverage.json").read_text())
+    assert (coverage["rows"], coverage["production"]["prompts"], coverage["production"]["covered"]) == (3, 2, 1)
+    page = (curated.path / "report.html").read_text()
+    assert "Sell me a horse" in page
+    assert "shouts" in page

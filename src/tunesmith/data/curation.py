@@ -17,7 +17,14 @@ from typing import Literal, Protocol
 from tunesmith.data.canaries import measured_recall
 from tunesmith.data.decontam import Index
 from tunesmith.data.dedup import SIDE_RANK, STAYING, Duplicate, cluster_name, find_duplicates
-from tunesmith.data.filters import Lint, drop_contract_violations, drop_empty, drop_too_long
+from tunesmith.data.filters import (
+    Lint,
+    Quality,
+    drop_contract_violations,
+    drop_empty,
+    drop_too_long,
+    judge_quality,
+)
 from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.data.lineage import Ledger
 from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed
@@ -52,6 +59,7 @@ class Rules:
     unknown_license: str = "refuse"
     opt_out: OptOut = field(default_factory=OptOut)
     max_chars: int = 200_000
+    quality: Quality = field(default_factory=Quality)
     redact: frozenset[str] | None = None
     near_threshold: float = 0.6
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -133,6 +141,8 @@ def curate_rows(
     kept = reviewed.unless_pinned(reviewed.rows, lambda rows: _drop_poor(rows, ledger, rules, lint))
     say(2, f"{len(kept):,} rows pass the quality rules")
     kept, personal_data = _redact_all(kept, ledger, rules.redact, lint, reviewed.pinned)
+    # behind redaction: its details show pieces of the text
+    kept = reviewed.unless_pinned(kept, lambda rows: judge_quality(rows, ledger, rules.quality))
     say(3, f"{ledger.changed['personal_data']:,} rows held personal data or secrets")
     kept = _contamination(_drop_group_leaks(kept, ledger), ledger, rules, reviewed.pinned)
     kept, duplicates = _drop_duplicates(kept, ledger, rules.near_threshold, reviewed.pinned)

@@ -7,13 +7,14 @@ decision. A section is a title and a function from `Facts` to pieces of a page; 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from markupsafe import Markup
 
+from tunesmith.data.coverage_report import coverage_parts
 from tunesmith.data.curation import Curated
 from tunesmith.data.datasheet import license_name
 from tunesmith.data.funnel import Funnel
@@ -53,6 +54,8 @@ class Facts:
     """The rows that came in."""
     curated: Curated
     funnel: Funnel
+    coverage: Mapping[str, JSON]
+    """What `data.coverage` measured on the rows that stay."""
 
 
 Draw = Callable[[Facts], list[Markup]]
@@ -285,6 +288,7 @@ SECTIONS: tuple[tuple[str, Draw], ...] = (
     ("Personal data and secrets", _personal_data),
     ("Contamination", _contamination),
     ("Licences", _licenses),
+    ("Coverage and diversity", lambda facts: coverage_parts(facts.coverage)),
     ("Flagged rows", _flagged),
     ("Dropped rows", _dropped),
 )

@@ -15,10 +15,14 @@ need more. Numbers are not compared: a test item with other numbers is still a t
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from tunesmith.data.words import words
 
@@ -35,6 +39,16 @@ SHORT_ITEM_THRESHOLD = 0.95
 MAX_ITEMS_A_GRAM, MAX_SHARE_A_GRAM = 20, 0.02
 """A 3-gram that more items share, in number and as a share of all, is common."""
 
+_WEIGHT_UNITS = 1 << 32
+"""Weights of 3-grams are whole numbers, so that their sums do not depend on the order of a set."""
+
+_CHUNK_TEXTS = 20_000
+"""Texts that are looked at at once: some 100 MB at 100 words each."""
+_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+"""Odd numbers of 64 bits that mix the words of a gram into one key; two grams with one key would add a candidate."""
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Gram = tuple[str, ...]
 
 
@@ -80,14 +94,21 @@ class Index:
                             num_words=len(found),
                         )
                     )
-        self._items_of: dict[Gram, list[int]] = {}
-        for place, item in enumerate(self._items):
-            for gram in item.grams:
-                self._items_of.setdefault(gram, []).append(place)
         self._drop_common_()
-        self._short = {len(gram) for gram in self._items_of if len(gram) < NGRAM_WORDS}
         held = Counter(word for item in self._items for word in item.words)
         self._word_weights = {word: math.log1p(len(self._items) / count) for word, count in held.items()}
+        self._whole_words = [math.fsum(self._word_weights[word] for word in item.words) for item in self._items]
+        self._word_ids = {word: number for number, word in enumerate(sorted(held))}
+        self._sizes = sorted({len(gram) for item in self._items for gram in item.grams})
+        pairs = [(self._key(gram), place) for place, item in enumerate(self._items) for gram in item.grams]
+        self._keys, gram_of = np.unique(np.array([key for key, _ in pairs], dtype=np.uint64), return_inverse=True)
+        order = np.argsort(gram_of, kind="stable")
+        self._gram_of = gram_of[order]
+        self._item_of = np.array([place for _, place in pairs], dtype=np.int64)[order]
+        self._starts = np.searchsorted(self._gram_of, np.arange(len(self._keys) + 1))
+        self._shares: Floats = np.array(
+            [share_for(item.num_words, MIN_GRAMS) for item in self._items], dtype=np.float64
+        )
 
     def _drop_common_(self) -> None:
         """Leave out 3-grams that many items share ("how many does she"): they tell no item and cost most of the time.
@@ -95,17 +116,21 @@ class Index:
         An item all of whose 3-grams are common keeps them.
         """
         most = max(MAX_ITEMS_A_GRAM, int(MAX_SHARE_A_GRAM * len(self._items)))
-        common = {gram for gram, places in self._items_of.items() if len(places) > most}
+        held = Counter(gram for item in self._items for gram in item.grams)
+        common = {gram for gram, count in held.items() if count > most}
         for item in self._items:
             if item.grams <= common:
                 common -= item.grams
         for place, item in enumerate(self._items):
             if item.grams & common:
                 self._items[place] = replace(item, grams=item.grams - common)
-        self._items_of = {}
-        for place, item in enumerate(self._items):
-            for gram in item.grams:
-                self._items_of.setdefault(gram, []).append(place)
+
+    def _key(self, gram: Gram) -> int:
+        """64 bits for a gram, as `_grams_in` computes them for many at once."""
+        total = len(gram)
+        for word, factor in zip(gram, _FACTORS, strict=False):
+            total += (self._word_ids[word] + 1) * factor
+        return total % 2**64
 
     def matches(self, texts: Sequence[str], *, threshold: float = THRESHOLD) -> list[Match]:
         """Return the best match of each text that holds an item, in order of the texts.
@@ -113,55 +138,79 @@ class Index:
         `threshold` is the share of an item's words, for items of 25 words and more. Weights of 3-grams count all
         texts, so texts belong in one call; the result does not depend on their order.
         """
-        shared = [self._known_grams(words(text)) for text in texts]
-        held = Counter(gram for grams in shared for gram in grams)
-        total = len(self._items) + len(texts)
-        weights = {gram: math.log1p(total / (len(of) + held[gram])) for gram, of in self._items_of.items()}
-        whole = [math.fsum(weights[gram] for gram in item.grams) for item in self._items]
         out = []
-        for row, grams in enumerate(shared):
-            if not grams:
-                continue
-            candidates = self._candidates(grams, weights, whole)
-            if candidates:
-                found = words(texts[row])
-                best = self._best(candidates, frozenset(found), threshold)
-                if best is not None:
-                    score, item = best
-                    run = longest_run(found, item.grams)
-                    out.append(
-                        Match(row=row, evaluation=item.evaluation, item=item.number, score=round(score, 4), text=run)
-                    )
+        for row, places in self._candidates(texts).items():
+            found = words(texts[row])
+            best = self._best(places, frozenset(found), threshold)
+            if best is not None:
+                score, item = best
+                run = longest_run(found, item.grams)
+                out.append(
+                    Match(row=row, evaluation=item.evaluation, item=item.number, score=round(score, 4), text=run)
+                )
         return out
 
-    def _known_grams(self, found: Sequence[str]) -> set[Gram]:
-        """The 3-grams of a text that any item has, and the shorter ones where items are as short as that."""
-        known = self._items_of
-        grams: set[Gram] = {gram for gram in zip(found, found[1:], found[2:], strict=False) if gram in known}
-        for size in self._short:
-            every = (tuple(found[start : start + size]) for start in range(len(found) - size + 1))
-            grams.update(gram for gram in every if gram in known)
-        return grams
-
-    def _candidates(self, grams: set[Gram], weights: Mapping[Gram, float], whole: Sequence[float]) -> list[int]:
-        """Items of which a text holds enough 3-grams."""
-        gained: dict[int, list[float]] = {}
-        for gram in grams:
-            for place in self._items_of[gram]:
-                gained.setdefault(place, []).append(weights[gram])
-        return [
-            place
-            for place, parts in gained.items()
-            if math.fsum(parts) >= share_for(self._items[place].num_words, MIN_GRAMS) * whole[place] - 1e-9
+    def _candidates(self, texts: Sequence[str]) -> dict[int, list[int]]:
+        """Text -> items of which it holds enough 3-grams, in order of the texts."""
+        if not self._items or not texts:
+            return {}
+        parts = [
+            self._grams_in(texts[start : start + _CHUNK_TEXTS], first_row=start)
+            for start in range(0, len(texts), _CHUNK_TEXTS)
         ]
+        held = np.diff(self._starts)
+        for _, grams in parts:
+            held = held + np.bincount(grams, minlength=len(self._keys))
+        weights = np.round(_WEIGHT_UNITS * np.log1p((len(self._items) + len(texts)) / held))
+        whole = np.bincount(self._item_of, weights=weights[self._gram_of], minlength=len(self._items))
+        needed: Floats = self._shares * whole - 1
+        out: dict[int, list[int]] = {}
+        for rows, grams in parts:
+            self._gain_(out, rows, grams, weights, needed)
+        return out
+
+    def _grams_in(self, texts: Sequence[str], *, first_row: int) -> tuple[Ints, Ints]:
+        """(text, gram) of all known grams of some texts, each once, in order of the texts."""
+        ids: list[int] = []
+        ends = []
+        for text in texts:
+            ids.extend(map(self._word_ids.get, words(text), itertools.repeat(-1)))
+            ends.append(len(ids))
+        numbers = np.array(ids, dtype=np.int64).astype(np.uint64) + np.uint64(1)  # 0 where no item has the word
+        bounds = np.array(ends, dtype=np.int64)
+        rows_of_words = np.repeat(np.arange(len(texts)), np.diff(bounds, prepend=0))
+        found = []
+        for size in self._sizes:
+            count = max(0, len(numbers) - size + 1)
+            keys = np.full(count, size, dtype=np.uint64)
+            known = rows_of_words[:count] == rows_of_words[size - 1 :]
+            for place in range(size):
+                part = numbers[place : place + count]
+                keys += part * np.uint64(_FACTORS[place])
+                known &= part != 0
+            keys, rows = keys[known], rows_of_words[:count][known]
+            places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            hit = self._keys[places] == keys
+            found.append(rows[hit] * len(self._keys) + places[hit])
+        pairs = np.unique(np.concatenate(found))
+        return pairs // len(self._keys) + first_row, pairs % len(self._keys)
+
+    def _gain_(self, out: dict[int, list[int]], rows: Ints, grams: Ints, weights: Floats, needed: Floats) -> None:
+        """Add the items of which each text holds as much weight as is needed."""
+        sizes = self._starts[grams + 1] - self._starts[grams]
+        inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        items = self._item_of[np.repeat(self._starts[grams], sizes) + inside]
+        pairs, place = np.unique(np.repeat(rows, sizes) * len(self._items) + items, return_inverse=True)
+        gained = np.bincount(place, weights=np.repeat(weights[grams], sizes), minlength=len(pairs))
+        for pair in pairs[gained >= needed[pairs % len(self._items)]].tolist():
+            out.setdefault(pair // len(self._items), []).append(pair % len(self._items))
 
     def _best(self, places: Sequence[int], found: frozenset[str], threshold: float) -> tuple[float, _Item] | None:
         """The item of which a text holds most words, if that is enough; of equals the first."""
         best: tuple[float, int] | None = None
         for place in sorted(places):
             item = self._items[place]
-            weight = math.fsum(self._word_weights[word] for word in item.words)
-            score = math.fsum(self._word_weights[word] for word in item.words & found) / weight
+            score = math.fsum(self._word_weights[word] for word in item.words & found) / self._whole_words[place]
             if score >= share_for(item.num_words, threshold) - 1e-9 and (best is None or score > best[0]):
                 best = score, place
         return None if best is None else (best[0], self._items[best[1]])

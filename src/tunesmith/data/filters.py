@@ -1,17 +1,61 @@
-"""Quality rules: each has a name, a reason that people can read, and a test that it can fail.
+"""Filters: rows that break a rule are flagged or dropped, each with its reason.
 
-What lives here: rules over one row. What does not: rules over pairs of rows (`data.dedup`), licences (`data.policy`).
+What lives here: what is done with rows that are empty, too long, or break the contract, a quality rule or a check of
+the recipe's own. What does not: the quality rules (`data.quality`), rules over pairs of rows (`data.dedup`), licences
+(`data.policy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
+from tunesmith.data.checks import Check
 from tunesmith.data.lineage import Ledger
+from tunesmith.data.quality import Limits, RuleName, find_issues
 from tunesmith.types import Row
 
 Lint = Callable[[Row], list[tuple[str, str]]]
 """Row -> (kind, message) of everything in it that breaks the contract, as rows of its role must keep it."""
+
+
+Action = Literal["off", "flag", "drop"]
+"""What is done with a row that breaks a rule: a flag is for a person to look at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """Which quality rules are looked at, with which thresholds, and what follows."""
+
+    limits: Limits = field(default_factory=Limits)
+    actions: Mapping[RuleName, Action] = field(default_factory=dict)
+    """Rule -> what follows; rules that are not named are off."""
+    checks: Sequence[tuple[Check, Action]] = ()
+    """The recipe's own checks, each with what follows."""
+
+
+def judge_quality(rows: Sequence[Row], ledger: Ledger, quality: Quality) -> list[Row]:
+    """Flag or drop rows that break a quality rule or a check: one flag a rule, the first drop ends it."""
+    rules: list[RuleName] = [rule for rule, action in quality.actions.items() if action != "off"]
+    kept = []
+    for row in rows:
+        found: list[tuple[str, str, float | None, Action]] = [
+            (issue.rule, issue.detail, issue.score, quality.actions[issue.rule])
+            for issue in find_issues(row.conversation, quality.limits, rules)
+        ]
+        for check, action in quality.checks:
+            complaint = check.complaint(row) if action != "off" else None
+            if complaint is not None:
+                found.append((check.name, complaint, None, action))
+        drop = next((one for one in found if one[3] == "drop"), None)
+        if drop is not None:
+            ledger.drop(row, reason=drop[0], detail=drop[1], score=drop[2])
+            continue
+        for reason, detail, score, _ in found:
+            ledger.flag(row, reason=reason, detail=detail, score=score)
+        kept.append(row)
+    return kept
 
 
 def drop_empty(rows: Sequence[Row], ledger: Ledger) -> list[Row]:

@@ -1,6 +1,6 @@
 """curate: of all rows those that may and should be trained on, each change and each loss with its reason.
 
-    opt-out -> licence -> review -> quality -> contract -> personal data
+    opt-out -> licence -> review -> empty -> contract -> personal data -> quality
             -> contamination -> duplicates and leaks -> rows
 
 Every row that comes in is in `rows.parquet` or, with its reason, in `rejects.parquet`; `lineage.parquet` holds what was
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,9 @@ from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.types import JSON, Row, RowRole
+
+if TYPE_CHECKING:
+    from tunesmith.data.filters import Quality
 
 PersonalData = Literal[
     "EMAIL",
@@ -75,6 +78,53 @@ class AboutSpec(Spec):
     """Who keeps it up, and how."""
 
 
+Action = Literal["off", "flag", "drop"]
+
+
+class CheckSpec(Spec):
+    """A check of your own: a Python function that gets a row and returns what is wrong with it, or nothing."""
+
+    file: ContentPath
+    """The Python file; its content is part of the data's identity."""
+    function: str = "check"
+    """Name of the function: `def check(row)`, where `row` is `{"messages": [...], "tools": [...]}`."""
+    action: Literal["flag", "drop"] = "flag"
+    """What is done with a row of which the function says something."""
+
+
+class QualitySpec(Spec):
+    """Quality rules: each is off, flags rows for a person to look at, or drops them. Docs: data.md."""
+
+    too_short: Action = "off"
+    """Answers of fewer than `min_answer_words` words; off by default, as labels are short."""
+    min_answer_words: int = Field(default=3, ge=1)
+    """Shortest answer in words, for `too_short`."""
+    language: Action = "flag"
+    """Rows in none of `languages`; nothing is looked at where that is empty."""
+    languages: list[str] = Field(default_factory=list)
+    """ISO 639-1 codes (`en`, `de`) of the languages that rows may be in; any for []."""
+    repetition: Action = "flag"
+    """Answers that repeat themselves."""
+    max_repetition: float = Field(default=0.6, ge=0, le=1)
+    """Share of an answer's 4-word runs that may stand in it before, for `repetition`."""
+    truncated: Action = "flag"
+    """Prose answers that end in a comma or in a word such as "the"."""
+    refusal: Action = "flag"
+    """Answers that open with a boilerplate refusal."""
+    prompt_copied: Action = "flag"
+    """Answers that begin with the whole prompt."""
+    broken_fence: Action = "flag"
+    """Answers with a code block that is never closed."""
+    broken_json: Action = "flag"
+    """Answers that begin as JSON, JSON blocks and arguments of calls that do not parse."""
+    listed_words: Action = "flag"
+    """Rows that hold a word of `word_list`."""
+    word_list: ContentPath | None = None
+    """Text file of words, one a line, for `listed_words`: profanity, names of competitors; none is bundled."""
+    checks: list[CheckSpec] = Field(default_factory=list)
+    """Checks of your own."""
+
+
 class CurateInputs(Inputs):
     """Rows, and the contract that their answers must keep."""
 
@@ -93,6 +143,8 @@ class CurateSpec(Spec):
     """Sources, persons and contents that must not be trained on."""
     max_chars: int = Field(200_000, gt=0)
     """Longest row, in characters over all turns."""
+    quality: QualitySpec = QualitySpec()
+    """Quality rules over single rows, and what is done with rows that break them."""
     redact: list[PersonalData] | None = None
     """Types of personal data and secrets to replace by placeholders; all where nothing is said, none for []."""
     near_duplicates: float = Field(0.6, gt=0, le=1)
@@ -105,6 +157,8 @@ class CurateSpec(Spec):
     """What only people know of the data."""
     decisions: ContentPath | None = None
     """File of reviewers' decisions (`tunesmith review`), applied before the rules that they overrule."""
+    production: ContentPath | None = None
+    """Prompts from production, a file or a `traces.sqlite`: the report says which of them no row is like."""
 
 
 def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
@@ -120,6 +174,7 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
 @stage(name="curate", version=3, produces="rows", check=check_curate)
 def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     """Keep, change, flag or drop each row, and say why."""
+    from tunesmith.data.coverage import measure_coverage
     from tunesmith.data.croissant import croissant
     from tunesmith.data.curation import Lint, Rules, curate_rows
     from tunesmith.data.curation_report import Facts, write_report
@@ -159,6 +214,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         unknown_license="keep" if spec.allow_unknown else "refuse",
         opt_out=opt_out if spec.opt_out.file is None else opt_out | read_opt_out(Path(spec.opt_out.file)),
         max_chars=spec.max_chars,
+        quality=_quality(spec.quality),
         redact=None if spec.redact is None else frozenset(spec.redact),
         near_threshold=spec.near_duplicates,
         evaluations={name: read_items(Path(path)) for name, path in spec.evaluations.items()},
@@ -171,14 +227,62 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     write_lineage(ctx.out / "lineage.parquet", curated.ledger.actions)
     (ctx.out / "duplicates.json").write_text(_json(curated.duplicates), encoding="utf-8")
     (ctx.out / "pii.json").write_text(_json(curated.personal_data), encoding="utf-8")
+    coverage = measure_coverage(curated.rows, production=_production(spec.production))
+    (ctx.out / "coverage.json").write_text(_json(coverage), encoding="utf-8")
     funnel = make_funnel(rows, curated.ledger.rejects, count_tokens=count_tokens)
     (ctx.out / "funnel.json").write_text(_json(funnel.to_json()), encoding="utf-8")
     about = About(**spec.about.model_dump())
     facts = gather(curated.rows, about=about, curated=curated, funnel=funnel)
     (ctx.out / "DATASHEET.md").write_text(datasheet(facts), encoding="utf-8")
     (ctx.out / "croissant.json").write_text(_json(croissant(ctx.out, facts)), encoding="utf-8")
-    write_report(ctx.out / "report.html", Facts(rows=rows, curated=curated, funnel=funnel))
+    write_report(ctx.out / "report.html", Facts(rows=rows, curated=curated, funnel=funnel, coverage=coverage))
     return {**curated.summary(), f"{funnel.unit}_in": funnel.units_in, f"{funnel.unit}_kept": funnel.units_kept}
+
+
+def _production(path: str | None) -> list[str]:
+    """Prompts of a file, or of the answered requests of a trace database."""
+    if path is None:
+        return []
+    if not path.endswith(".sqlite"):
+        from tunesmith.data.items import read_items
+
+        return read_items(Path(path))
+    from tunesmith.data.words import prompt_text
+    from tunesmith.serve.traces import open_closed_span
+    from tunesmith.types import Conversation, Message
+
+    traces, _ = open_closed_span(Path(path))
+    asked = (tuple(Message.from_json(message) for message in trace.messages or ()) for trace in traces)
+    return [prompt_text(Conversation(messages=messages)) for messages in asked if messages]
+
+
+def _quality(spec: QualitySpec) -> Quality:
+    """The recipe's quality rules; files that they name are read here."""
+    from tunesmith.data.checks import load_check
+    from tunesmith.data.filters import Quality
+    from tunesmith.data.quality import Limits
+
+    listed = Path(spec.word_list).read_text(encoding="utf-8") if spec.word_list is not None else ""
+    return Quality(
+        limits=Limits(
+            min_answer_words=spec.min_answer_words,
+            max_repetition=spec.max_repetition,
+            languages=frozenset(spec.languages),
+            listed_words=frozenset(word.strip().lower() for word in listed.splitlines() if word.strip()),
+        ),
+        actions={
+            "too_short": spec.too_short,
+            "language": spec.language,
+            "repetition": spec.repetition,
+            "truncated": spec.truncated,
+            "refusal": spec.refusal,
+            "prompt_copied": spec.prompt_copied,
+            "broken_fence": spec.broken_fence,
+            "broken_json": spec.broken_json,
+            "listed_words": spec.listed_words,
+        },
+        checks=[(load_check(Path(check.file), check.function), check.action) for check in spec.checks],
+    )
 
 
 def _json(value: JSON) -> str:
