@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tunesmith.data.dedup import prompt_pairs
-from tunesmith.data.near import Ints, clusters
+from tunesmith.data.near import clusters
 from tunesmith.data.words import normal_text, prompt_text
+from tunesmith.data.wordtable import Ints
 from tunesmith.errors import DataError
 from tunesmith.types import JSON, Row, sha256_hex
 
