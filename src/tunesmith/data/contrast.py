@@ -112,18 +112,34 @@ def says_another(one: str, other: str) -> bool:
     left, right = one.split(), other.split()
     if left == right:
         return False
+    if len(left) == len(right) and one.casefold().split() == other.casefold().split() and _recased(left, right):
+        return False
+    num_tokens = len(left)
+    left, right = _changed(left, right)
     mine, yours = ([token.strip(_EDGES) or token for token in side] for side in (left, right))
     plain = [[token.casefold() for token in side] for side in (mine, yours)]
-    if _denies(Counter(plain[0]), Counter(plain[1])):
+    if _denies(Counter(plain[0]), Counter(plain[1]), num_tokens):
         return True
-    if _other_signs(left, right, mine, yours):
+    if _other_signs(left, right, mine, yours, num_tokens):
         return True
     if Counter(plain[0]) == Counter(plain[1]):
         return _exchanged(left, right)
-    return _other_names(left, right, mine, yours)
+    return _other_names(left, right, mine, yours, num_tokens)
 
 
-def _denies(one: Counter[str], other: Counter[str]) -> bool:
+def _changed(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
+    """Leave out the tokens that both texts begin and end with, but one before what differs."""
+    start, short = 0, min(len(left), len(right))
+    while start < short and left[start] == right[start]:
+        start += 1
+    end = 0
+    while end < short - start and left[-1 - end] == right[-1 - end]:
+        end += 1
+    start = max(0, start - 1)
+    return left[start : len(left) - end], right[start : len(right) - end]
+
+
+def _denies(one: Counter[str], other: Counter[str], num_tokens: int) -> bool:
     """Whether one text says no to what the other says: a negation more, and (in a long text) nothing else."""
     only = one - other, other - one
     said = [{word for word in side if word in _NEGATIONS or word.endswith(("n't", "n’t"))} for side in only]
@@ -135,10 +151,10 @@ def _denies(one: Counter[str], other: Counter[str]) -> bool:
     ):
         return False
     others = {word for side in only for word in side} - said[denying] - _AUXILIARIES
-    return not others or sum(one.values()) <= MAX_SIGNED
+    return not others or num_tokens <= MAX_SIGNED
 
 
-def _other_signs(left: list[str], right: list[str], mine: list[str], yours: list[str]) -> bool:
+def _other_signs(left: list[str], right: list[str], mine: list[str], yours: list[str], num_tokens: int) -> bool:
     """Whether the texts have different flags, paths or signs, misspelt ones apart."""
     one, other = Counter(formal_tokens(left)), Counter(formal_tokens(right))
     if one == other:
@@ -153,7 +169,7 @@ def _other_signs(left: list[str], right: list[str], mine: list[str], yours: list
     if rest and others:
         return True
     # A sign that only one text has is a difference where no word explains it ("5" and "-5", "C" and "C++").
-    return bool(rest or others) and _plain(mine) == _plain(yours) and len(left) <= MAX_SIGNED
+    return bool(rest or others) and _plain(mine) == _plain(yours) and num_tokens <= MAX_SIGNED
 
 
 def _plain(tokens: Sequence[str]) -> Counter[str]:
@@ -199,11 +215,11 @@ def _exchanged(left: Sequence[str], right: Sequence[str]) -> bool:
     )
 
 
-def _other_names(left: list[str], right: list[str], mine: list[str], yours: list[str]) -> bool:
+def _other_names(left: list[str], right: list[str], mine: list[str], yours: list[str], num_tokens: int) -> bool:
     """Whether names (capitals inside a sentence) or quoted words stand for one another, and nothing else differs."""
     if len(left) == len(right):
         changed = [place for place, (a, b) in enumerate(zip(mine, yours, strict=True)) if a.casefold() != b.casefold()]
-        misspelt = len(left) > MAX_NAMED and any(
+        misspelt = num_tokens > MAX_NAMED and any(
             is_misspelling(mine[p].casefold(), yours[p].casefold()) for p in changed
         )
         return (

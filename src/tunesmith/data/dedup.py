@@ -24,7 +24,7 @@ from tunesmith.data.compare import FLOOR, PairTable, near_pairs, texts_of
 from tunesmith.data.engines import LOCAL, Engine
 from tunesmith.data.near import clusters
 from tunesmith.data.verify import ROUNDING
-from tunesmith.data.wordtable import Flags, Ints
+from tunesmith.data.wordtable import Flags, Floats, Ints
 from tunesmith.types import Row, canonical_json, sha256_hex
 
 SIDE_RANK = {"test": 0, "val": 1}

@@ -79,6 +79,8 @@ def formal_tokens(tokens: list[str]) -> list[str]:
     """Return the tokens that are signs, flags, paths, names of variables or files, without points around them."""
     found = []
     for token in tokens:
+        if token.isalpha():
+            continue
         core = token.strip(_ENDS)
         # Most tokens are plain words: the expression is tried on the others only.
         if not core.isalpha() and _FORMAL.match(core):
