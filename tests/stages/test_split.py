@@ -95,10 +95,22 @@ def test_a_test_set_from_outside_is_kept_and_val_is_cut_from_train():
     assert split.from_outside == ["test"]
 
 
-def test_a_leak_between_given_sides_is_refused_by_place():
-    rows = [*many(30), make(900, "a b c d e f g h i", split="test"), make(901, "a b c d e f g h i", split="train")]
-    with pytest.raises(DataError, match=r"p:901 and p:900|p:900 and p:901"):
-        split_rows(rows, shares=SHARES, label=None, near_threshold=0.6)
+def test_a_row_near_a_held_out_one_leaves_and_the_side_from_outside_stays_as_it_was_given():
+    test = [make(900, "a b c d e f g h i", split="test"), make(902, "one thing", group="g", split="test")]
+    free = [
+        make(901, "a b c d e f g h i"),
+        make(903, "some other", group="g"),
+        make(904, "a b c d e f g h i", split="val"),
+    ]
+    split = split_rows([*many(30), *free, *test], shares=SHARES, label=None, near_threshold=0.6)
+    assert [row.id for row in split.sides["test"]] == [row.id for row in test]
+    assert {leak.row.id: leak.heldout.id for leak in split.leaks} == {
+        free[0].id: test[0].id,
+        free[1].id: test[1].id,
+        free[2].id: test[0].id,
+    }
+    assert "p:902" in next(leak.detail for leak in split.leaks if leak.row.id == free[1].id)
+    assert sum(map(len, split.sides.values())) == 30 + 2
 
 
 def test_one_cluster_never_becomes_the_whole_test_set():

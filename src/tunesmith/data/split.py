@@ -7,8 +7,8 @@ does not: what a near-duplicate is (`data.near`, `data.dedup`).
 
 A unit is all rows that are connected by an equal group key or near-duplicate prompts. Units are dealt to the sides
 within strata (label, source, length), in order of a hash of their content: the same rows give the same sides on any
-machine, in any order, and a new row moves few others. Held-out sides that rows
-name themselves (a split from outside) are kept.
+machine, in any order, and a new row moves few others. Held-out sides that rows name themselves (a split from outside)
+are kept as they are: a row elsewhere that belongs together with one of theirs is on no side (`leak`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tunesmith.data.dedup import prompt_pairs
-from tunesmith.data.near import Ints, clusters
+from tunesmith.data.dedup import SIDE_RANK, prompt_pairs
+from tunesmith.data.near import clusters
 from tunesmith.data.words import normal_text, prompt_text
+from tunesmith.data.wordtable import Ints
 from tunesmith.errors import DataError
 from tunesmith.types import JSON, Row, RowRole, sha256_hex
 
@@ -34,6 +35,23 @@ MIN_STRATUM_UNITS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leak:
+    """A row of another side, or of none, that belongs together with a row of a held-out side from outside."""
+
+    row: Row
+    heldout: Row
+    score: float | None
+    """Of the prompts; `None` where the group is what both share."""
+
+    @property
+    def detail(self) -> str:
+        """Why the row is on no side."""
+        place = f"{self.heldout.provenance.path}:{self.heldout.provenance.line}"
+        why = "nearly the same prompt as" if self.score is not None else f"the group {self.row.group!r} of"
+        return f"{why} {place}, which is held out on the side {self.heldout.split}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """Rows by side, in their given order, and what ties them."""
 
@@ -43,6 +61,8 @@ class Split:
     num_clusters: int
     from_outside: list[str]
     """Held-out sides that the rows named themselves."""
+    leaks: list[Leak]
+    """Rows that are on no side, as a side from outside holds what belongs together with them."""
 
 
 def split_rows(rows: Sequence[Row], *, shares: Mapping[str, float], label: str | None, near_threshold: float) -> Split:
@@ -53,7 +73,7 @@ def split_rows(rows: Sequence[Row], *, shares: Mapping[str, float], label: str |
     and to the held-out sides that no row names. General rows train, and so does all that must stay together with
     them; the shares deal the others. Raises `DataError` where a side with a share stays empty.
     """
-    left, right, _ = prompt_pairs(rows, threshold=near_threshold)
+    rows, leaks, (left, right) = _without_leaks(rows, near_threshold)
     by_group = _pairs_of_equal([row.group for row in rows])
     units = clusters(len(rows), np.concatenate([left, by_group[0]]), np.concatenate([right, by_group[1]]))
     members: dict[int, list[int]] = defaultdict(list)
@@ -74,7 +94,51 @@ def split_rows(rows: Sequence[Row], *, shares: Mapping[str, float], label: str |
         num_groups=len({row.group for row in rows if row.group is not None}),
         num_clusters=len(set(clusters(len(rows), left, right).tolist())),
         from_outside=sorted(side for side in named if side is not None),
+        leaks=leaks,
     )
+
+
+def _without_leaks(rows: Sequence[Row], near_threshold: float) -> tuple[list[Row], list[Leak], tuple[Ints, Ints]]:
+    """Take out the rows that belong together with a row of a held-out side that came from outside.
+
+    The held-out side stays as it was given: test before val, val before all others. Word weights follow the rows, so
+    this goes on until nothing is found; what is found last are the near-duplicate prompts among the rows that stay.
+    """
+    kept = list(rows)
+    leaks: list[Leak] = []
+    while True:
+        left, right, scores = prompt_pairs(kept, threshold=near_threshold)
+        by_group = _pairs_across([row.group for row in kept], [_rank(row) for row in kept])
+        pairs = [
+            *zip(left.tolist(), right.tolist(), scores.tolist(), strict=True),
+            *((one, other, None) for one, other in by_group),
+        ]
+        found: dict[int, Leak] = {}
+        for one, other, score in sorted(
+            pairs, key=lambda pair: (min(_rank(kept[pair[0]]), _rank(kept[pair[1]])), -(pair[2] or 0))
+        ):
+            row, heldout = (one, other) if _rank(kept[one]) > _rank(kept[other]) else (other, one)
+            if _rank(kept[row]) > _rank(kept[heldout]):
+                found.setdefault(row, Leak(row=kept[row], heldout=kept[heldout], score=score))
+        if not found:
+            return kept, leaks, (left, right)
+        leaks += [found[row] for row in sorted(found)]
+        kept = [row for index, row in enumerate(kept) if index not in found]
+
+
+def _rank(row: Row) -> int:
+    return SIDE_RANK.get(row.split or "", 2)
+
+
+def _pairs_across(keys: Sequence[str | None], ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """Each row of a key with the first row of the lowest rank among those of the key, where ranks differ."""
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        if key is not None and ranks[index] < ranks[first.setdefault(key, index)]:
+            first[key] = index
+    return [
+        (first[key], index) for index, key in enumerate(keys) if key is not None and ranks[first[key]] < ranks[index]
+    ]
 
 
 def _pairs_of_equal(keys: Sequence[str | None]) -> tuple[Ints, Ints]:
@@ -88,31 +152,16 @@ def _pairs_of_equal(keys: Sequence[str | None]) -> tuple[Ints, Ints]:
 
 
 def _named_sides(rows: Sequence[Row], members: Mapping[int, list[int]]) -> dict[int, str]:
-    """Sides of the units that are not dealt: those whose rows name a held-out one, and those that hold general rows.
-
-    A unit whose rows name two sides is a leak from outside.
-    """
+    """Sides of the units that are not dealt: those whose rows name a held-out one, and those that hold general rows."""
     sides = {}
     for unit, indices in members.items():
-        named = sorted({_named_side(rows[index]) for index in indices} - {""})
-        if len(named) > 1:
-            ones = [next(i for i in indices if _named_side(rows[i]) == side) for side in named[:2]]
-            places = " and ".join(f"{rows[i].provenance.path}:{rows[i].provenance.line}" for i in ones)
-            raise DataError(
-                f"the split from outside puts what belongs together on the sides {' and '.join(named)}",
-                where=places,
-                expected="rows of one group, or with nearly the same prompt, on one side",
-                found=f"{rows[ones[0]].id} in {named[0]} and {rows[ones[1]].id} in {named[1]}",
-                hint="curate drops such rows from training; run split on its rows, or mend the group field",
-            )
-        if named and (named[0] in HELD_OUT or any(rows[index].role is RowRole.GENERAL for index in indices)):
-            sides[unit] = named[0]
+        side = rows[indices[0]].split
+        # No unit has rows of a held-out side and others: those were leaks.
+        if side in HELD_OUT:
+            sides[unit] = side
+        elif any(rows[index].role is RowRole.GENERAL for index in indices):
+            sides[unit] = "train"
     return sides
-
-
-def _named_side(row: Row) -> str:
-    """Return the side that a row names, or that its role does; empty where neither says one."""
-    return "train" if row.role is RowRole.GENERAL else row.split or ""
 
 
 def _free_shares(shares: Mapping[str, float], named: set[str]) -> dict[str, float]:

@@ -1,6 +1,7 @@
-"""Near-duplicate texts, second half: which candidate pairs are duplicates, and which only share a template.
+"""How near two texts are: scores of pairs, and guards that keep texts of one template apart.
 
-What lives here: scores of pairs and three guards. What does not: where candidates come from (`data.near`).
+What lives here: scores and three guards over word tables. What does not: where candidates come from (`data.near`), what
+small differences say (`data.contrast`), which guards decide about a row (`data.compare`).
 
     score = shared / (shared + 1.65 * only in the lighter text + 0.35 * only in the heavier one)
 
@@ -20,11 +21,12 @@ Measured in `benchmarks/near_duplicates.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from tunesmith.data.near import Floats, Ints, WordTable, shared_weight
+from tunesmith.data.wordtable import Floats, Ints, WordTable
 
 UNEVEN = 0.65
 """By how much a word costs more that only the lighter of two texts holds, and less that only the heavier holds: 0 would
@@ -36,8 +38,11 @@ SHORT_TEXT_WORDS = 8
 SHORT_TEXT_THRESHOLD = 0.9
 """One word more or less changes what a short text says: texts of up to 8 different words need a score of 0.9, which
 falls in a line to the given threshold at 40 words (allenai/decon eases its threshold with length as well)."""
-FAMILY = 0.75
-"""Share of the threshold from which a text belongs to the family in which slots are looked for."""
+ROUNDING = 1e-9
+FAMILY, FAMILY_THRESHOLD = 0.75, 0.6
+"""Share of the score for this threshold from which two texts belong to one family, in which slots are looked for."""
+MAX_WORD_SETS = 20_000
+"""Sets of words that are kept at once."""
 MAX_NEAR = 24
 """So many relatives of each text are looked at."""
 MAX_SLOT_SHARE = 0.75
@@ -46,7 +51,7 @@ MAX_TYPO_FREQUENCY = 2
 """A misspelt word occurs in at most so many rows, and in one more for each 50,000 rows."""
 _ROWS_PER_TYPO = 50_000
 MAX_TYPO_LETTERS = 32
-_PAIRS_PER_CHUNK = 200_000
+_PAIRS_PER_CHUNK = 50_000
 MIN_WORDS_TO_LOSE_NUMBERS = 20
 MAX_LOST_NUMBERS = 0.2
 
@@ -72,14 +77,69 @@ def thresholds_for(lengths: Ints, threshold: float) -> Floats:
     return thresholds
 
 
-def shared_with_typos(table: WordTable, left: Ints, right: Ints, among: npt.NDArray[np.bool_]) -> Floats:
-    """Return the shared weight of pairs; for those in `among`, misspelt words count as the words they stand for."""
-    shared = shared_weight(table, left, right)
-    for pair in np.flatnonzero(among).tolist():
-        only_left, only_right = only_in(table, int(left[pair]), int(right[pair]))
-        if len(only_left) and len(only_right):
-            shared[pair] += _misspelt(table, only_left, only_right)
-    return shared
+def threshold_of(scores: Floats, lengths: Ints) -> Floats:
+    """Return the largest threshold at which pairs of these scores are near-duplicates: `thresholds_for` turned round.
+
+    Minus infinity where none is low enough.
+    """
+    share = np.clip((lengths - SHORT_TEXT_WORDS) / (LONG_TEXT_WORDS - SHORT_TEXT_WORDS), 0, 1)
+    eased = (scores - SHORT_TEXT_THRESHOLD * (1 - share)) / np.where(share > 0, share, 1)
+    out: Floats = np.where(
+        scores >= SHORT_TEXT_THRESHOLD - ROUNDING, np.maximum(scores, eased), np.where(share > 0, eased, -np.inf)
+    )
+    return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """The words that only one text of each pair holds."""
+
+    starts: Ints
+    """(pairs + 1,) where the words of each pair begin."""
+    words: npt.NDArray[np.int32]
+    """Vocabulary numbers, in order within a pair."""
+
+    def of(self, pair: int) -> list[int]:
+        """Return the words of one pair."""
+        words: list[int] = self.words[self.starts[pair] : self.starts[pair + 1]].tolist()
+        return words
+
+    @property
+    def counts(self) -> Ints:
+        """(pairs,) how many words there are."""
+        return np.diff(self.starts)
+
+
+def differences(table: WordTable, left: Ints, right: Ints) -> tuple[Differences, Differences]:
+    """Return the words that only the left text of each pair holds, and those that only the right one does."""
+    out = []
+    for mine, yours in ((left, right), (right, left)):
+        words, sizes = [], []
+        for start in range(0, len(mine), _PAIRS_PER_CHUNK):
+            part = slice(start, start + _PAIRS_PER_CHUNK)
+            sets = table.sets[mine[part]]
+            only = sets - sets.multiply(table.sets[yours[part]])
+            only.eliminate_zeros()
+            only.sort_indices()
+            words.append(only.indices)
+            sizes.append(np.diff(only.indptr))
+        starts = np.r_[0, np.cumsum(np.concatenate(sizes))] if sizes else np.zeros(1, dtype=np.int64)
+        flat = np.concatenate(words) if words else np.zeros(0, dtype=np.int32)
+        out.append(Differences(starts=starts, words=flat))
+    return out[0], out[1]
+
+
+def mended_weight(table: WordTable, left: Ints, right: Ints) -> Floats:
+    """Return the weight that pairs gain where misspelt words count as the words they stand for."""
+    only_left, only_right = differences(table, left, right)
+    gained = np.zeros(len(left), dtype=np.float64)
+    rare = table.frequency <= _most_rows(table)
+    held = np.r_[0, np.cumsum(rare[only_left.words])], np.r_[0, np.cumsum(rare[only_right.words])]
+    num_rare = sum(np.diff(sums[found.starts]) for sums, found in zip(held, (only_left, only_right), strict=True))
+    for pair in np.flatnonzero((num_rare > 0) & (only_left.counts > 0) & (only_right.counts > 0)).tolist():
+        found = misspellings(table, only_left.of(pair), only_right.of(pair))
+        gained[pair] = sum(float(min(table.weights[one], table.weights[other])) for one, other in found)
+    return gained
 
 
 def rare_weight(table: WordTable, texts: Ints) -> Floats:
@@ -90,7 +150,7 @@ def rare_weight(table: WordTable, texts: Ints) -> Floats:
 
 
 def _most_rows(table: WordTable) -> int:
-    return MAX_TYPO_FREQUENCY + len(table.texts) // _ROWS_PER_TYPO
+    return MAX_TYPO_FREQUENCY + len(table.totals) // _ROWS_PER_TYPO
 
 
 def same_numbers(table: WordTable, left: Ints, right: Ints) -> npt.NDArray[np.bool_]:
@@ -107,32 +167,22 @@ def same_numbers(table: WordTable, left: Ints, right: Ints) -> npt.NDArray[np.bo
     return out
 
 
-def only_in(table: WordTable, one: int, other: int) -> tuple[Ints, Ints]:
-    """Return the words that only the one text holds, and those that only the other does, as vocabulary numbers."""
-    bounds = table.sets.indptr
-    left = table.sets.indices[bounds[one] : bounds[one + 1]]
-    right = table.sets.indices[bounds[other] : bounds[other + 1]]
-    return np.setdiff1d(left, right, assume_unique=True), np.setdiff1d(right, left, assume_unique=True)
-
-
-def _misspelt(table: WordTable, left: Ints, right: Ints) -> float:
-    """Weight of words that are one another's misspelling, the lighter weight of the two counted."""
-    return sum(float(min(table.weights[one], table.weights[other])) for one, other in misspellings(table, left, right))
-
-
-def misspellings(table: WordTable, left: Ints, right: Ints) -> list[tuple[int, int]]:
+def misspellings(table: WordTable, left: Sequence[int], right: Sequence[int]) -> list[tuple[int, int]]:
     """Return pairs of words, one of each side, of which one is the other's misspelling; each word is used once."""
     most = _most_rows(table)
-    texts = {int(word): table.vocabulary[word] for word in (*left, *right)}
-    mine, free = (sorted((int(word) for word in side), key=texts.__getitem__) for side in (left, right))
-    rare = {word for word in texts if table.frequency[word] <= most}
+    names, frequency = table.vocabulary, table.frequency
+    free = sorted((names[word], word) for word in right)
+    rare_free = [(name, word) for name, word in free if frequency[word] <= most]
     found = []
-    for word in mine:
-        others = free if word in rare else [other for other in free if other in rare]
-        match = next((other for other in others if is_misspelling(texts[word], texts[other])), None)
-        if match is not None:
-            found.append((word, match))
-            free.remove(match)
+    for name, word in sorted((names[word], word) for word in left):
+        for entry in free if frequency[word] <= most else rare_free:
+            other = entry[0]
+            if -2 <= len(name) - len(other) <= 2 and is_misspelling(name, other):
+                found.append((word, entry[1]))
+                free.remove(entry)
+                if entry in rare_free:
+                    rare_free.remove(entry)
+                break
     return found
 
 
@@ -182,7 +232,7 @@ class Families:
         both = np.concatenate([left, right]), np.concatenate([right, left])
         order = np.lexsort((rank[both[1]], both[0]))
         self._other = both[1][order]
-        self._starts = np.searchsorted(both[0][order], np.arange(len(table.texts) + 1))
+        self._starts = np.searchsorted(both[0][order], np.arange(len(table.totals) + 1))
         self._words: dict[int, frozenset[int]] = {}
 
     def may_be(self, left: Ints, right: Ints) -> npt.NDArray[np.bool_]:
@@ -197,8 +247,9 @@ class Families:
 
     def _words_of(self, text: int) -> frozenset[int]:
         if text not in self._words:
-            bounds = self._table.sets.indptr
-            self._words[text] = frozenset(self._table.sets.indices[bounds[text] : bounds[text + 1]].tolist())
+            if len(self._words) >= MAX_WORD_SETS:
+                self._words.clear()
+            self._words[text] = frozenset(self._table.words_of(text).tolist())
         return self._words[text]
 
     def fill_slots(self, one: int, other: int) -> bool:
@@ -213,7 +264,7 @@ class Families:
         members = [self._words_of(text) for text in family]
         if not (self._most_are_rare(only_left, members) and self._most_are_rare(only_right, members)):
             return False
-        pairs = misspellings(self._table, np.array(sorted(only_left)), np.array(sorted(only_right)))
+        pairs = misspellings(self._table, sorted(only_left), sorted(only_right))
         only_left, only_right = only_left - {pair[0] for pair in pairs}, only_right - {pair[1] for pair in pairs}
         return self._most_are_rare(only_left, members) and self._most_are_rare(only_right, members)
 

@@ -18,6 +18,9 @@ _WORD = re.compile(r"[^\W_]+", re.UNICODE)
 _NUMBER = re.compile(r"\d+|[$€£¥₹%]")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f]")
 _WORDS_ONLY = bytes(ord(chr(code).lower()) if chr(code).isalnum() and code < 128 else 32 for code in range(256))
+WORD_BYTES = bytes(code if code >= 128 else _WORDS_ONLY[code] for code in range(256))
+"""Table for `bytes.translate`: letters and digits in lower case, blanks for all else; bytes beyond ASCII stay."""
+_WIDE_OR_RUN = re.compile(f"{_WIDE.pattern}|(?:(?!{_WIDE.pattern})[^\\W_])+")
 _DIGITS_ONLY = bytes(code if 48 <= code <= 57 else 32 for code in range(256))
 
 
@@ -43,7 +46,7 @@ def word_text(text: str) -> str:
     found = _WORD.findall(folded)
     if not _WIDE.search(folded):
         return " ".join(found)
-    return " ".join(" ".join(word) if _WIDE.search(word) else word for word in found)
+    return " ".join(_WIDE_OR_RUN.findall(folded))
 
 
 def numbers(text: str) -> list[str]:
@@ -52,6 +55,11 @@ def numbers(text: str) -> list[str]:
         found = text.encode().translate(_DIGITS_ONLY).decode().split()
         return [*found, *("$" * text.count("$")), *("%" * text.count("%"))]
     return _NUMBER.findall(unicodedata.normalize("NFKC", text))
+
+
+def money_signs(text: str) -> list[str]:
+    """Return the signs of money and percent of a text in order."""
+    return [sign for sign in unicodedata.normalize("NFKC", text) if sign in "$€£¥₹%"]
 
 
 def prompt_text(conversation: Conversation) -> str:
