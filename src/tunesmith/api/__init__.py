@@ -86,7 +86,12 @@ def open_recipe(recipe: PathLike, *, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def init(
-    folder: PathLike, *, data: Sequence[PathLike] = (), base: str | None = None, license: str | None = None
+    folder: PathLike,
+    *,
+    data: Sequence[PathLike] = (),
+    base: str | None = None,
+    license: str | None = None,
+    encoding: str = "utf-8",
 ) -> NewRecipe:
     """Look at the data (that of the folder by default) and write a checked `recipe.yaml` for it into the folder.
 
@@ -94,7 +99,8 @@ def init(
     """
     from tunesmith.api.new_recipe import write_recipe
 
-    return write_recipe(Path(folder), stages(), data=[Path(path) for path in data], base=base, license=license)
+    paths = [Path(path) for path in data]
+    return write_recipe(Path(folder), stages(), data=paths, base=base, license=license, encoding=encoding)
 
 
 def import_config(config: PathLike, recipe: PathLike | None = None) -> ImportedConfig:

@@ -25,6 +25,10 @@ TIME_KEYS = ("created_at", "created", "timestamp", "time", "date", "start_time")
 _CUT = ("length", "max_tokens", "max_output_tokens", "content_filter", "model_context_window_exceeded")
 
 
+_MIN_MILLISECONDS = 1e11
+"""As seconds this is the year 5138: larger numbers are milliseconds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
     """What one logged call says."""
@@ -119,13 +123,24 @@ def _refuse_cut(reason: JSON, field: str) -> None:
         refuse("cut_answer", field, expected="an answer that ended by itself", found=repr(reason))
 
 
+def iso_time(value: JSON) -> str | None:
+    """Return a time as ISO 8601 (Unix seconds and milliseconds are converted), or `None` where it is none."""
+    if isinstance(value, str):
+        try:
+            datetime.fromisoformat(value.strip())
+        except ValueError:
+            return None
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    seconds = value / 1000 if abs(value) >= _MIN_MILLISECONDS else value
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def _time(record: Mapping[str, JSON], response: Mapping[str, JSON]) -> str | None:
-    """When the call was made: ISO 8601 text as it is, Unix seconds converted."""
-    for holder in (record, response):
-        for key in TIME_KEYS:
-            value = holder.get(key)
-            if isinstance(value, str):
-                return value
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
-    return None
+    """When the call was made, from the first field that says a time."""
+    times = (iso_time(holder.get(key)) for holder in (record, response) for key in TIME_KEYS)
+    return next((time for time in times if time is not None), None)

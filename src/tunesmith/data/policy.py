@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.licenses import license_allowed, normal_license
+from tunesmith.data.licenses import license_allowed, normal_license, spdx_expression
 from tunesmith.data.lineage import Ledger
 from tunesmith.data.write import content_hash
 from tunesmith.types import Row
@@ -63,6 +63,15 @@ def drop_unlicensed(
         elif license_allowed(said or "", allowed):
             kept.append(row)
         else:
-            detail = f"expected one of {', '.join(allowed)}, found {said}"
+            detail = f"expected one of {', '.join(allowed)}, found {_told(said or '')}"
             ledger.drop(row, reason="license_refused", detail=detail)
     return kept
+
+
+def _told(said: str) -> str:
+    """A licence as it stands, and what is wrong with it where it is no SPDX expression."""
+    try:
+        spdx_expression(said)
+    except ValueError as error:
+        return str(error)
+    return said

@@ -63,7 +63,7 @@ class _Side:
     measured_supervised: int = 0
 
 
-@stage(name="encode", version=1, produces="examples")
+@stage(name="encode", version=2, produces="examples")
 def encode(inputs: EncodeInputs, spec: EncodeSpec, ctx: Context) -> Summary:
     """Write `train.parquet`, `val.parquet`, `rejects.parquet` and `arithmetic.json`."""
     from tunesmith.chat.contract import load_contract
@@ -98,9 +98,10 @@ def _encode_side(rows: Sequence[Row], contract: Contract, name: str, ctx: Contex
 
     side = _Side(name=name, rows=len(rows))
     fatal: dict[RefusalKind, list[tuple[str, Refused]]] = {}
+    side.rejects += [_undesirable(row) for row in rows if row.desirable is False]
     every = max(1, len(rows) // _MEASURED_ROWS)
     for start in range(0, len(rows), _BATCH_ROWS):
-        batch = rows[start : start + _BATCH_ROWS]
+        batch = [row for row in rows[start : start + _BATCH_ROWS] if row.desirable is not False]
         ctx.progress(start, len(rows), f"{name}: {start} of {len(rows)} rows")
         made = contract.encode_many([(row.id, row.conversation) for row in batch])
         for index, (row, found) in enumerate(zip(batch, made, strict=True), start=start):
@@ -133,6 +134,21 @@ def _raise_fatal(fatal: dict[RefusalKind, list[tuple[str, Refused]]]) -> None:
         expected=found[0][1].expected,
         found=found[0][1].found,
         hint=f"fix the rows, or set contract.loss.{'no_target' if kind.value == 'no_target' else 'overlong'}: drop",
+    )
+
+
+def _undesirable(row: Row) -> Reject:
+    from tunesmith.data.write import Reject
+
+    origin = row.provenance
+    return Reject(
+        stage="encode",
+        reason="undesirable",
+        detail="the row's label says that its answer is a bad one: it must not be imitated",
+        source=origin.source,
+        path=origin.path,
+        line=origin.line,
+        row=row,
     )
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, stage
-from tunesmith.errors import DataError, MissingExtra, PlanError, nearest
+from tunesmith.errors import DataError, MissingExtra, PlanError
 from tunesmith.types import JSON, RowKind
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ class Provided(Spec):
     columns: dict[str, str] = Field(default_factory=dict)
     """Field that a shape or the provenance wants -> its name here, such as {prompt: question, split: part}."""
     license: str | None = None
-    """SPDX identifier of all rows, or of those whose `license_field` says nothing."""
+    """SPDX expression of all rows, or of those whose `license_field` says nothing."""
     license_field: str | None = None
     """Field of a record that holds the row's own licence."""
-    kind: RowKind = RowKind.HUMAN
-    """Where the answers come from: human, edited_synthetic, synthetic or log."""
+    kind: RowKind | None = None
+    """Where the answers come from: human, edited_synthetic, synthetic or log; a log for request logs, else human."""
     generator: str | None = None
     """Model that wrote the answers, where they are synthetic."""
     editor: str | None = None
@@ -61,6 +61,22 @@ class Provided(Spec):
     """Side that all rows belong to, where the split comes from outside."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Label name -> field of the record, or `answer.<field>` of an answer that is a JSON object."""
+
+    @field_validator("license")
+    @classmethod
+    def _is_spdx(cls, license: str | None) -> str | None:
+        from tunesmith.data.licenses import spdx_expression
+
+        return None if license is None else spdx_expression(license)
+
+    @field_validator("collected_at")
+    @classmethod
+    def _is_a_date(cls, collected_at: str | None) -> str | None:
+        from tunesmith.data.logs import iso_time
+
+        if collected_at is not None and iso_time(collected_at) is None:
+            raise ValueError(f"{collected_at!r} is no date: write it as ISO 8601, such as 2026-01-31")
+        return collected_at
 
 
 class Source(Provided):
@@ -156,6 +172,8 @@ def check_ingest(spec: IngestSpec, inputs: Mapping[str, Artifact | None]) -> lis
     """Refuse a file that is not there or a hub that must not be reached; warn of rows without a licence."""
     import os
 
+    from tunesmith.data.files import nearest_files
+
     if not (spec.sources or spec.sql or spec.hub):
         raise PlanError(
             "no source of rows is named",
@@ -167,13 +185,12 @@ def check_ingest(spec: IngestSpec, inputs: Mapping[str, Artifact | None]) -> lis
     for source in spec.sources:
         path = Path(source.path)
         if not path.exists():
-            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            close = nearest(path.name, siblings) if siblings else []
             raise PlanError(
                 f"the source {source.name!r} is not there",
                 where=source.path,
                 expected="a file or folder",
-                found=f"nothing; near it: {', '.join(close)}" if close else "nothing",
+                found=nearest_files(path),
+                hint="a path is no pattern: name the folder, or each file" if set("*?[") & set(path.name) else None,
             )
     if spec.hub and os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         raise PlanError(
@@ -188,7 +205,7 @@ def check_ingest(spec: IngestSpec, inputs: Mapping[str, Artifact | None]) -> lis
     ]
 
 
-@stage(name="ingest", version=2, produces="rows", check=check_ingest)
+@stage(name="ingest", version=3, produces="rows", check=check_ingest)
 def ingest(inputs: IngestInputs, spec: IngestSpec, ctx: Context) -> Summary:
     """Read all sources into `rows.parquet` and `rejects.parquet`; every record is in exactly one of them."""
     from tunesmith.data.write import RejectWriter, RowWriter
