@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data.files import read_records
-from tunesmith.data.llamafactory import entry_of
 from tunesmith.data.inspection import inspect_source
+from tunesmith.data.llamafactory import entry_of
 from tunesmith.data.read import Origin, rows_of
 from tunesmith.data.write import Reject
 from tunesmith.errors import DataError

@@ -6,6 +6,7 @@ What lives here: licence and opt-out rules over rows. What does not: which licen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,11 @@ class OptOut:
     subjects: frozenset[str] = frozenset()
     content_hashes: frozenset[str] = frozenset()
 
+    @property
+    def size(self) -> int:
+        """Number of things that were asked to leave."""
+        return len(self.sources) + len(self.subjects) + len(self.content_hashes)
+
     def __or__(self, other: OptOut) -> OptOut:
         """Return what either asks for."""
         return OptOut(
@@ -30,6 +36,25 @@ class OptOut:
             subjects=self.subjects | other.subjects,
             content_hashes=self.content_hashes | other.content_hashes,
         )
+
+
+def checked_hash(text: str) -> str:
+    """Return a sha256 in lower case. Raises `ValueError` for a text that is none."""
+    if re.fullmatch(r"[0-9a-fA-F]{64}", text) is None:
+        raise ValueError(f"expected a sha256 of 64 hex digits, found {text!r}")
+    return text.lower()
+
+
+def unmatched(rows: Sequence[Row], opt_out: OptOut) -> list[str]:
+    """Return the opt-outs that no row meets, with their kind: left already, or misspelt."""
+    sources = {row.provenance.source for row in rows}
+    subjects = {row.provenance.subject for row in rows}
+    hashes = {content_hash(row.conversation) for row in rows} if opt_out.content_hashes else set()
+    return [
+        *(f"source {name}" for name in sorted(opt_out.sources - sources)),
+        *(f"subject {name}" for name in sorted(opt_out.subjects - subjects)),
+        *(f"content {name}" for name in sorted(opt_out.content_hashes - hashes)),
+    ]
 
 
 def drop_opted_out(rows: Sequence[Row], ledger: Ledger, opt_out: OptOut) -> list[Row]:

@@ -31,9 +31,9 @@ def read_table(path: Path, kind: str) -> Iterator[Record | BadRecord]:
         if kind == "parquet":
             with pq.ParquetFile(path) as file:
                 _refuse_twins(file.schema_arrow.names, path)
-                yield from _table_records(file.iter_batches(batch_size=_BATCH_ROWS))
+                yield from table_records(file.iter_batches(batch_size=_BATCH_ROWS))
         else:
-            yield from _table_records(_arrow_batches(path))
+            yield from table_records(_arrow_batches(path))
     except OSError as error:
         if error.strerror:
             raise unreadable(path, error) from error
@@ -54,7 +54,7 @@ def _refuse_twins(names: list[str], path: Path) -> None:
         )
 
 
-def _table_records(batches: Iterator[Any]) -> Iterator[Record | BadRecord]:
+def table_records(batches: Iterator[Any]) -> Iterator[Record | BadRecord]:
     """The rows of record batches; a row with a value that Python cannot hold is a bad record, not the end of all."""
     number = 0
     for batch in batches:

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, stage
-from tunesmith.errors import DataError, MissingExtra, PlanError
+from tunesmith.errors import DataError, PlanError
 from tunesmith.types import JSON, RowKind
 
 if TYPE_CHECKING:
@@ -192,11 +192,12 @@ def check_ingest(spec: IngestSpec, inputs: Mapping[str, Artifact | None]) -> lis
                 found=nearest_files(path),
                 hint="a path is no pattern: name the folder, or each file" if set("*?[") & set(path.name) else None,
             )
-    if spec.hub and os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+    offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "0") not in ("", "0")]
+    if spec.hub and offline:
         raise PlanError(
-            f"the source {spec.hub[0].name!r} lies on a hub, and HF_HUB_OFFLINE forbids to reach it",
+            f"the source {spec.hub[0].name!r} lies on a hub, and {offline[0]} forbids to reach it",
             where="ingest.hub",
-            hint="unset HF_HUB_OFFLINE, or download the data set and name it in ingest.sources",
+            hint=f"unset {offline[0]}, or download the data set and name its folder in ingest.sources",
         )
     return [
         f"source {source.name!r} says no licence: curate refuses its rows unless told otherwise"
@@ -238,12 +239,14 @@ Stream = tuple["Iterator[Record | BadRecord]", "Origin", str, "str | None"]
 
 def _streams(source: AnySource) -> Iterator[Stream]:
     from tunesmith.data.files import parts_of, read_records
+    from tunesmith.data.hub import read_hub
     from tunesmith.data.tables import read_query
 
     if isinstance(source, SqlSource):
         yield read_query(_with_secrets(source), source.query), _origin(source), source.name, None
     elif isinstance(source, HubSource):
-        yield _hub_records(source), _origin(source), f"{source.id}@{source.revision[:12]}", None
+        records = read_hub(source.id, subset=source.subset, part=source.part, revision=source.revision)
+        yield records, _origin(source), f"{source.id}@{source.revision[:12]}", None
     elif source.dataset is not None:
         yield _llamafactory(source)
     else:
@@ -290,20 +293,6 @@ def _with_secrets(source: SqlSource) -> str:
         return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", value_of, source.url)
-
-
-def _hub_records(source: HubSource) -> Iterator[Record | BadRecord]:
-    import importlib
-
-    from tunesmith.data.records import Record
-
-    try:
-        load_dataset = importlib.import_module("datasets").load_dataset
-    except ImportError as error:
-        raise MissingExtra("datasets", extra="hub", needed_for=f"the hub source {source.name!r}") from error
-    data = load_dataset(source.id, source.subset, split=source.part, revision=source.revision)
-    for number, value in enumerate(data, start=1):
-        yield Record(line=number, value={key: item for key, item in value.items() if item is not None})
 
 
 class _Account:
