@@ -107,19 +107,19 @@ def _shape_of(probe: list[Record | BadRecord], origin: Origin, name: str) -> Sha
             expected="instruction/output, messages, conversations, prompt/completion, chosen/rejected, "
             "request/response or text",
             found=f"the fields {names_of(readable[0].value)}",
-            hint=_shape_hint(readable[0].value, name),
+            hint=_shape_hint(readable[0].value, name, is_alone=len(probe) == 1),
         )
     return shape
 
 
-def _shape_hint(record: Mapping[str, JSON], name: str) -> str:
+def _shape_hint(record: Mapping[str, JSON], name: str, *, is_alone: bool) -> str:
     """What to do with a file whose records have no known shape."""
     if name == "dataset_info.json":
         return "name one of its data sets: {path: dataset_info.json, dataset: NAME}"
     inner = [
         key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)
     ]
-    if inner and name.endswith(".json"):
+    if inner and is_alone and name.endswith(".json"):
         return f"if its rows stand under {inner[0]!r}, take them out: jq -c '.{inner[0]}[]' {name} > rows.jsonl"
     near = near_columns(record)
     if near:

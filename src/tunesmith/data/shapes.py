@@ -99,7 +99,7 @@ def detect_shape(record: Mapping[str, JSON], columns: Mapping[str, str]) -> Shap
     is_alpaca = field_of(record, "instruction", columns) is not None and field_of(record, "output", columns) is not None
     if isinstance(_kto_flag(record, columns), bool) and (turns is not None or has_pair or is_alpaca):
         return Shape.KTO
-    if turns is None and looks_logged(record):
+    if looks_logged(record):
         return Shape.REQUEST_LOG
     if turns is not None:
         return Shape.SHAREGPT if _is_sharegpt(parsed(turns)) else Shape.MESSAGES
