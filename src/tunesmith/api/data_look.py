@@ -76,6 +76,9 @@ class Look:
     """JSON Schema of the answers, where they are JSON objects."""
     label: str | None
     """Field to stratify and slice by, such as `answer.intent`."""
+    has_tools: bool = False
+    """Whether a row declares tools or calls one."""
+    has_reasoning: bool = False
     held_out_only: str | None = None
     """Side that all files are named after: nothing would be left to train on, so their names are not followed."""
 
@@ -110,6 +113,7 @@ def look(paths: Sequence[Path], *, encoding: str = "utf-8") -> Look:
     answers: list[str] = []
     answer_lengths: list[int] = []
     every = 1
+    has_tools = has_reasoning = False
     systems: Counter[str] = Counter()
     for number, row in enumerate(_rows(paths, encoding)):
         messages = row.conversation.messages
@@ -120,6 +124,8 @@ def look(paths: Sequence[Path], *, encoding: str = "utf-8") -> Look:
             answers.append(answer)
         if len(answers) == _MAX_ANSWERS:
             answers, every = answers[::2], 2 * every
+        has_tools = has_tools or bool(row.conversation.tools) or any(message.tool_calls for message in messages)
+        has_reasoning = has_reasoning or any(message.reasoning for message in messages)
         systems.update([next((m.content or "" for m in messages if m.role == "system"), "")])
     if not lengths:
         raise DataError(
@@ -137,6 +143,8 @@ def look(paths: Sequence[Path], *, encoding: str = "utf-8") -> Look:
         num_systems=len(systems),
         schema=schema,
         label=_label(files),
+        has_tools=has_tools,
+        has_reasoning=has_reasoning,
         held_out_only=held_out_only,
     )
 

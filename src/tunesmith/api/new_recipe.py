@@ -84,7 +84,7 @@ def write_recipe(
     seen = look([path.absolute() for path in data or find_data(folder)], encoding=encoding)
     if base is not None and Path(base).exists():
         base = _relative(Path(base), folder)
-    choices = _choose(seen, base=base, license=license)
+    choices = _choose(seen, base=base, license=license, folder=folder)
     text = _recipe_text(folder.absolute(), seen, choices, license, stages)
     if seen.schema is not None:
         schema_file = folder / "schema.json"
@@ -103,10 +103,11 @@ def write_recipe(
 # ---------------------------------------------------------------------------------------------------------- choices
 
 
-def _choose(seen: Look, *, base: str | None, license: str | None) -> dict[str, Choice]:
+def _choose(seen: Look, *, base: str | None, license: str | None, folder: Path) -> dict[str, Choice]:
     chosen = [
         _base(base),
         _system(seen),
+        *_template_choices(seen, base or PACKAGED_BASE, folder),
         Choice(
             key="contract.output_schema",
             value=None if seen.schema is None else "schema.json",
@@ -155,6 +156,28 @@ def _system(seen: Look) -> Choice:
             key="contract.system", value=None, why=f"rows bring {seen.num_systems} system prompts of their own"
         )
     return Choice(key="contract.system", value=None, why="no row has a system prompt; a short one often helps")
+
+
+def _template_choices(seen: Look, base: str, folder: Path) -> list[Choice]:
+    """What the rows need and the base's template may not render: tools, and reasoning."""
+    text = _template_text(base, folder)
+    out = []
+    if seen.has_tools and text is not None and "tools" not in text:
+        why = "rows have tools, and the base's template renders none: they are written into messages"
+        out.append(Choice(key="contract.tool_format", value="hermes", why=why))
+    if seen.has_reasoning and text is not None and "reasoning" not in text:
+        why = "rows have reasoning, and the base's template renders none; a template that does would train it"
+        out.append(Choice(key="contract.loss.reasoning", value="drop", why=why))
+    return out
+
+
+def _template_text(base: str, folder: Path) -> str | None:
+    """The chat template of a base that is here; `None` for one on a hub, which nobody has seen yet."""
+    if base == PACKAGED_BASE:
+        return ""  # SmolLM2's template knows roles and contents only
+    here = Path(base) if Path(base).is_absolute() else folder / base
+    files = [here / name for name in ("chat_template.jinja", "tokenizer_config.json") if (here / name).is_file()]
+    return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files) if files else None
 
 
 def _tokens(key: str, chars: int, least: int, why: str) -> Choice:
@@ -272,9 +295,15 @@ def _contract(seen: Look, choices: Mapping[str, Choice]) -> str:
     if seen.schema is not None:
         body += f"  output_schema: schema.json   # {choices['contract.output_schema'].why}\n"
     tokens, answer = choices["contract.loss.max_tokens"], choices["contract.decoding.max_new_tokens"]
+    if "contract.tool_format" in choices:
+        tools = choices["contract.tool_format"]
+        body += f"  tool_format: {tools.value}   # {tools.why}\n"
     body += "  decoding:\n    temperature: 0   # the likeliest answer, the same each time\n"
     body += f"    max_new_tokens: {answer.value}   # {answer.why}\n"
     body += f"  loss:\n    max_tokens: {tokens.value}   # {tokens.why}\n"
+    if "contract.loss.reasoning" in choices:
+        reasoning = choices["contract.loss.reasoning"]
+        body += f"    reasoning: {reasoning.value}   # {reasoning.why}\n"
     criteria = ["token_f1 - base >= 0.05 with 95% confidence"]
     if seen.schema is not None:
         criteria = ["schema_adherence >= 0.90 with 95% confidence", "exact_match - base >= 0.10 with 95% confidence"]
