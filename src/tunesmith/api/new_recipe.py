@@ -82,6 +82,13 @@ def write_recipe(
         except ValueError as error:
             raise RecipeError("the licence is not known", where="--license", found=str(error)) from error
     seen = look([path.absolute() for path in data or find_data(folder)], encoding=encoding)
+    if base is not None and base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        raise PlanError(
+            "the base model is not there",
+            where="--base",
+            expected="a folder, a hub id or package:NAME",
+            found=f"{base}: {nearest_files(Path(base))}",
+        )
     if base is not None and Path(base).exists():
         base = _relative(Path(base), folder)
     choices = _choose(seen, base=base, license=license, folder=folder)

@@ -12,6 +12,7 @@ record is a `BadRecord`, so that the caller can count it.
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -259,9 +260,10 @@ def _refuse_other(path: Path, head: bytes, encoding: str) -> None:
 
 def _is_known(encoding: str) -> bool:
     try:
-        return isinstance(b"".decode(encoding), str)
+        codecs.lookup(encoding)
     except LookupError:
         return False
+    return True
 
 
 def _refuse_packed(path: Path, kind: str) -> None:

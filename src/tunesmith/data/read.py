@@ -31,7 +31,7 @@ from tunesmith.data.shapes import (
 )
 from tunesmith.data.turns import refuse
 from tunesmith.data.write import Reject, row_id
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, nearest
 from tunesmith.types import JSON, Conversation, Provenance, Row, RowKind
 
 STAGE = "ingest"
@@ -72,6 +72,7 @@ def rows_of(
     `name` is the file that rows and errors name, `side` the side that its folder says. Raises `DataError` where the
     records have no known shape.
     """
+    records = _watched(records, origin, name)
     probe = list(itertools.islice(records, _PROBE_RECORDS))
     if origin.prepare is not None:
         prepare = origin.prepare
@@ -107,9 +108,58 @@ def _shape_of(probe: list[Record | BadRecord], origin: Origin, name: str) -> Sha
             expected="instruction/output, messages, conversations, prompt/completion, chosen/rejected, "
             "request/response or text",
             found=f"the fields {names_of(readable[0].value)}",
-            hint=_shape_hint(readable[0].value, name, is_alone=len(probe) == 1),
+            hint=_misspelt(readable[0].value, origin) or _shape_hint(readable[0].value, name, is_alone=len(probe) == 1),
         )
     return shape
+
+
+def _misspelt(record: Mapping[str, JSON], origin: Origin) -> str | None:
+    """Say which mapped column is not there."""
+    for wanted, said in origin.columns.items():
+        if said not in record and record:
+            return f"columns: {wanted} is said to be {said!r}; near it there is {', '.join(nearest(said, record))}"
+    return None
+
+
+_OWN_FIELDS = ("license", "kind", "generator", "editor", "collected_at", "subject", "group", "split")
+
+
+def _said_fields(origin: Origin) -> dict[str, str]:
+    """Fields of a record that were named for its provenance -> what for. One that is nowhere is misspelt."""
+    named = {origin.columns[name]: f"columns.{name}" for name in _OWN_FIELDS if name in origin.columns}
+    named |= {
+        field: said
+        for field, said in (
+            (origin.subject_field, "subject_field"),
+            (origin.group_field, "group_field"),
+            (origin.consent_field, "consent_field"),
+            (origin.license_field, "license_field"),
+        )
+        if field is not None
+    }
+    return {field: said for field, said in named.items() if "license" not in said or origin.license is None}
+
+
+def _watched(records: Iterator[Record | BadRecord], origin: Origin, name: str) -> Iterator[Record | BadRecord]:
+    """Pass records on; raise `DataError` at their end where a named field was in none of them."""
+    unseen = _said_fields(origin)
+    fields: set[str] = set()
+    for record in records:
+        if unseen and isinstance(record, Record):
+            if not fields:
+                fields.update(map(str, record.value))
+            for seen in [field for field in unseen if field in record.value]:
+                del unseen[seen]
+        yield record
+    if unseen and fields:
+        field, said = next(iter(unseen.items()))
+        raise DataError(
+            f"no record of {name} has the field {field!r}",
+            where=f"{name}, {said}",
+            expected=f"a field that records have, such as {', '.join(nearest(field, fields))}",
+            found=f"{field!r}, which is in none of them",
+            hint="without it rows would lose their licence, their group or their right to opt out unnoticed",
+        )
 
 
 def _shape_hint(record: Mapping[str, JSON], name: str, *, is_alone: bool) -> str:

@@ -96,6 +96,12 @@ def test_another_encoding_is_read_where_it_is_said(tmp_path, encoding):
     assert (record.line, record.value["prompt"]) == (2, "Grüße")
 
 
+def test_an_encoding_that_does_not_exist_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(BYTES)
+    with pytest.raises(DataError, match="'klingon' is not an encoding"):
+        list(read_records(tmp_path / "a.jsonl", encoding="klingon"))
+
+
 HEAD = b"prompt,completion\n"
 REFUSED = {
     "utf-16": ("a.jsonl", LINES.encode("utf-16"), "encoding: utf-16"),

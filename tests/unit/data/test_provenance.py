@@ -174,3 +174,14 @@ def test_init_reads_another_encoding_and_writes_it_down(tmp_path):
     made = api.init(tmp_path, base="org/name", license="MIT", encoding="latin-1")
     (source,) = api.open_recipe(made.recipe).tables["ingest"].spec.sources
     assert source.encoding == "latin-1"
+
+
+def test_a_field_that_no_record_has_is_misspelt(tmp_path):
+    records = [Record(line=n, value={**PAIR, "user": n, "extra": n} if n % 2 else PAIR) for n in range(1, 5)]
+    _, items = rows_of(iter(records), Origin(name="s", subject_field="user"), name="a.jsonl")
+    assert [item.provenance.subject for item in items] == ["1", None, "3", None]
+    for settings in ({"subject_field": "usr"}, {"group_field": "usr"}, {"columns": {"collected_at": "usr"}}):
+        with pytest.raises(DataError, match="user"):
+            list(rows_of(iter(records), Origin(name="s", **settings), name="a.jsonl")[1])
+    with pytest.raises(DataError, match="near it there is prompt"):
+        rows_of(iter(records), Origin(name="s", columns={"prompt": "promt"}), name="a.jsonl")
