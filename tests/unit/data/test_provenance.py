@@ -7,7 +7,7 @@ import pytest
 import tunesmith.api as api
 from tunesmith.data.licenses import PERMISSIVE, license_allowed, normal_license, spdx_expression
 from tunesmith.data.lineage import Ledger
-from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed, read_opt_outs, unmatched
+from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed, unmatched
 from tunesmith.data.read import Origin, rows_of
 from tunesmith.data.records import Record
 from tunesmith.data.write import Reject
@@ -112,28 +112,19 @@ def test_numbers_that_json_does_not_have_are_refused_where_they_would_be_kept(nu
     assert item.reason == "not_json"
 
 
-def test_opt_outs_come_from_a_file_and_what_matches_nothing_is_named(tmp_path):
+def test_an_opt_out_that_no_row_meets_is_named():
     rows = [only({**PAIR, "prompt": f"q{n}", "who": f"p{n}"}, subject_field="who") for n in range(3)]
-    path = tmp_path / "gone.csv"
     digest = api.content_hash({"prompt": "q2", "completion": "ok"})
-    path.write_text(f"kind,value,asked_at\nsubject,p1,2026-01-31\ncontent,{digest.upper()},\nsource,elsewhere,\n")
-    opt_out = OptOut(subjects=frozenset({"p9"})).joined(read_opt_outs(path))
+    opt_out = OptOut(
+        sources=frozenset({"elsewhere"}), subjects=frozenset({"p1", "p9"}), content_hashes=frozenset({digest})
+    )
     ledger = Ledger("curate")
     assert drop_opted_out(rows, ledger, opt_out) == [rows[0]]
     assert [reject.reason for reject in ledger.rejects] == ["opt_out", "opt_out"]
     assert unmatched(rows, opt_out) == ["source elsewhere", "subject p9"]
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [("person,p1", "one of source, subject, content"), ("content,beef", "64 hex digits"), ("subject,", "value")],
-)
-def test_an_opt_out_that_is_not_understood_is_never_passed_over(tmp_path, line, said):
-    path = tmp_path / "gone.csv"
-    path.write_text(f"kind,value\nsubject,p1\n{line}\n")
-    with pytest.raises(DataError, match=said) as caught:
-        read_opt_outs(path)
-    assert "gone.csv:3" in str(caught.value)
+def test_a_content_hash_that_is_none_is_refused_with_the_recipe():
     with pytest.raises(ValueError, match="64 hex digits"):
         CurateSpec.model_validate({"opt_out": {"content_hashes": ["beef"]}})
 
