@@ -31,6 +31,14 @@ SAMPLES: dict[str, list[Any]] = {
     "FetchSpec.model": ["org/one", "org/two"],
     "FetchSpec.sha256": ["0" * 64, "1" * 64],
     "ContractSpec.template_date": ["2025-01-31", "2025-02-28"],
+    "Source.license": ["MIT", "Apache-2.0"],
+    "Source.collected_at": ["2026-01-31", "2026-02-28"],
+    "SqlSource.license": ["MIT", "Apache-2.0"],
+    "SqlSource.collected_at": ["2026-01-31", "2026-02-28"],
+    "HubSource.license": ["MIT", "Apache-2.0"],
+    "HubSource.collected_at": ["2026-01-31", "2026-02-28"],
+    "CurateSpec.licenses": [["MIT"], ["Apache-2.0"]],
+    "OptOutSpec.content_hashes": [["0" * 64], ["1" * 64]],
 }
 """`Owner.field` -> two or more valid values, for fields whose type does not say what is valid."""
 

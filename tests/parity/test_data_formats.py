@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data.files import read_records
+from tunesmith.data.inspection import inspect_source
 from tunesmith.data.llamafactory import entry_of
-from tunesmith.data.read import Origin, inspect_source, rows_of
+from tunesmith.data.read import Origin, rows_of
 from tunesmith.data.write import Reject
 from tunesmith.errors import DataError
 
@@ -19,8 +20,8 @@ REFUSED = {
     "safety_advbench.jsonl": "the fields 'id', 'prompt', 'label'",
     "safety_bipia_text_attacks.jsonl": "the fields 'id', 'category', 'injection'",
     "safety_xstest.jsonl": "the fields 'id', 'prompt', 'label', 'type'",
-    "json_lines_named.json": "the fields 'id', 'question', 'function'",
-    "dataset_info.json": "an object with the keys identity",
+    "json_lines_named.json": "the fields 'id', 'question', 'function' (a list of 1 objects)",
+    "dataset_info.json": "dataset: NAME",
     "snips_latin1.json": "the byte 0xed",
 }
 """Files that hold no training rows (prompts of evaluations, a nested export, another encoding) and what is said."""

@@ -18,7 +18,9 @@ def ticket(text, answer='{"intent": "refund"}', **more):
 def ingest(run_stage, tmp_path, records, **settings):
     path = Path(tmp_path / "tickets.jsonl")
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    source = {"path": path.name, "license_field": "license", "subject_field": "who", **settings}
+    fields = {"license_field": "license", "subject_field": "who"}
+    said = {key: name for key, name in fields.items() if any(name in record for record in records)}
+    source = {"path": path.name, **said, **settings}
     return run_stage("ingest", {}, {"sources": [source]}, tmp_path)
 
 

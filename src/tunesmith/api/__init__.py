@@ -11,7 +11,7 @@ frozen values and print nothing; `run` tells a `Listener` what happens. Importin
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,8 @@ from tunesmith.core.run import execute
 from tunesmith.core.runs import RunRecord, artifact_of, find_run, run_names
 from tunesmith.core.stage import Stage
 from tunesmith.core.store import Store
-from tunesmith.errors import RecipeError, StoreError
+from tunesmith.errors import DataError, RecipeError, StoreError
+from tunesmith.types import JSON
 
 if TYPE_CHECKING:
     from tunesmith.api.config_import import ImportedConfig
@@ -49,6 +50,7 @@ __all__ = [
     "StageView",
     "Store",
     "collect",
+    "content_hash",
     "diff",
     "explain",
     "gc",
@@ -87,7 +89,12 @@ def open_recipe(recipe: PathLike, *, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def init(
-    folder: PathLike, *, data: Sequence[PathLike] = (), base: str | None = None, license: str | None = None
+    folder: PathLike,
+    *,
+    data: Sequence[PathLike] = (),
+    base: str | None = None,
+    license: str | None = None,
+    encoding: str = "utf-8",
 ) -> NewRecipe:
     """Look at the data (that of the folder by default) and write a checked `recipe.yaml` for it into the folder.
 
@@ -95,7 +102,25 @@ def init(
     """
     from tunesmith.api.new_recipe import write_recipe
 
-    return write_recipe(Path(folder), stages(), data=[Path(path) for path in data], base=base, license=license)
+    paths = [Path(path) for path in data]
+    return write_recipe(Path(folder), stages(), data=paths, base=base, license=license, encoding=encoding)
+
+
+def content_hash(record: Mapping[str, JSON], *, columns: Mapping[str, str] | None = None) -> str:
+    """Return the sha256 by which a record of any shape opts out (`curate.opt_out`): that of its conversation alone.
+
+    `columns` maps fields as `ingest.sources[].columns` does. Raises `DataError` where the record is no row.
+    """
+    from tunesmith.data.shapes import RowProblem, convert, detect_shape, names_of
+    from tunesmith.data.write import content_hash as hash_of
+
+    shape = detect_shape(record, columns or {})
+    if shape is None:
+        raise DataError("the record has no known shape", found=names_of(record), hint="map its fields with columns")
+    try:
+        return hash_of(convert(record, shape, columns=columns or {}).conversation)
+    except RowProblem as problem:
+        raise DataError("the record is no row", found=problem.detail) from problem
 
 
 def import_config(config: PathLike, recipe: PathLike | None = None) -> ImportedConfig:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tunesmith.data.files import FORMATS, SIDES, parts_of, read_records
-from tunesmith.data.read import Origin, SourceReport, inspect_source, rows_of
+from tunesmith.data.files import FORMATS, NO_DATA, SIDES, has_known_ending, parts_of, read_records, side_named
+from tunesmith.data.inspection import SourceReport, inspect_source
+from tunesmith.data.read import Origin, rows_of
 from tunesmith.errors import DataError
 from tunesmith.types import JSON, Row
 
@@ -33,8 +34,11 @@ _GROUP_FIELDS = (
     "user_id",
     "document_id",
 )
+_SUBJECT_FIELDS = ("subject", "subject_id", "user_id", "customer_id", "author_id")
+_SPLIT_FIELDS = ("split", "partition", "subset")
 _PROSE = (".txt", ".md")
-_NOT_DATA = ("schema.json", "package.json", "tsconfig.json")
+_MAX_ANSWERS = 50_000
+"""Answers that are kept to infer a schema; of more, evenly spaced ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,12 @@ class FileLook:
     """`val` or `test` where the file's name says so."""
     license_field: str | None
     group_field: str | None
+    subject_field: str | None = None
+    split_field: str | None = None
+    """Field whose values are sides of a split."""
+    foreign_splits: tuple[str, ...] = ()
+    """Values of a field that looks like a split, and name no side."""
+    encoding: str = "utf-8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +76,11 @@ class Look:
     """JSON Schema of the answers, where they are JSON objects."""
     label: str | None
     """Field to stratify and slice by, such as `answer.intent`."""
+    has_tools: bool = False
+    """Whether a row declares tools or calls one."""
+    has_reasoning: bool = False
+    held_out_only: str | None = None
+    """Side that all files are named after: nothing would be left to train on, so their names are not followed."""
 
 
 def find_data(folder: Path) -> list[Path]:
@@ -75,7 +90,7 @@ def find_data(folder: Path) -> list[Path]:
         for place in (folder, folder / "data")
         if place.is_dir()
         for path in sorted(place.iterdir())
-        if path.is_file() and path.suffix in FORMATS and path.name not in _NOT_DATA and path.suffix not in _PROSE
+        if path.is_file() and has_known_ending(path) and path.name not in NO_DATA and path.suffix not in _PROSE
     ]
     if not found:
         raise DataError(
@@ -87,16 +102,30 @@ def find_data(folder: Path) -> list[Path]:
     return found
 
 
-def look(paths: Sequence[Path]) -> Look:
-    """Read all files once. Raises `DataError` where one cannot be used as a whole."""
-    files = tuple(_look_at(path) for path in paths)
+def look(paths: Sequence[Path], *, encoding: str = "utf-8") -> Look:
+    """Read all files twice. Raises `DataError` where one cannot be used as a whole."""
+    files = tuple(_look_at(path, encoding) for path in paths)
+    held_out_only = None
+    if all(file.side is not None for file in files):
+        held_out_only = files[0].side
+        files = tuple(replace(file, side=None) for file in files)
     lengths: list[int] = []
     answers: list[str] = []
+    answer_lengths: list[int] = []
+    every = 1
+    has_tools = has_reasoning = False
     systems: Counter[str] = Counter()
-    for row in _rows(paths):
+    for number, row in enumerate(_rows(paths, encoding)):
         messages = row.conversation.messages
         lengths.append(sum(len(message.content or "") for message in messages))
-        answers.append(row.conversation.answer or "")
+        answer = row.conversation.answer or ""
+        answer_lengths.append(len(answer))
+        if number % every == 0:
+            answers.append(answer)
+        if len(answers) == _MAX_ANSWERS:
+            answers, every = answers[::2], 2 * every
+        has_tools = has_tools or bool(row.conversation.tools) or any(message.tool_calls for message in messages)
+        has_reasoning = has_reasoning or any(message.reasoning for message in messages)
         systems.update([next((m.content or "" for m in messages if m.role == "system"), "")])
     if not lengths:
         raise DataError(
@@ -109,31 +138,40 @@ def look(paths: Sequence[Path]) -> Look:
         files=files,
         rows=len(lengths),
         longest_chars=_share(lengths, 0.99),
-        longest_answer_chars=_share([len(answer) for answer in answers], 0.99),
+        longest_answer_chars=_share(answer_lengths, 0.99),
         system=next(iter(systems)) or None if len(systems) == 1 else None,
         num_systems=len(systems),
         schema=schema,
         label=_label(files),
+        has_tools=has_tools,
+        has_reasoning=has_reasoning,
+        held_out_only=held_out_only,
     )
 
 
-def _look_at(path: Path) -> FileLook:
-    report = inspect_source(path)
-    words = path.stem.lower().replace("-", ".").replace("_", ".").split(".")
-    side = next((SIDES[word] for word in reversed(words) if word in SIDES), None)
+def _look_at(path: Path, encoding: str) -> FileLook:
+    report = inspect_source(path, encoding=encoding)
+    side = side_named(path.name)
+    splits = {name: report.labels[name] for name in _SPLIT_FIELDS if name in report.labels}
+    foreign = {name: [value for value in values if value.lower() not in SIDES] for name, values in splits.items()}
+    known = [name for name, values in foreign.items() if len(values) < len(splits[name])]
     return FileLook(
         path=path,
         report=report,
         side=side if side != "train" else None,  # its rows are dealt between train and val
         license_field=next((name for name in _LICENSE_FIELDS if name in report.fields), None),
         group_field=next((name for name in _GROUP_FIELDS if name in report.fields), None),
+        subject_field=next((name for name in _SUBJECT_FIELDS if name in report.fields), None),
+        split_field=next((name for name in known if not foreign[name]), None),
+        foreign_splits=next((tuple(foreign[name]) for name in known if foreign[name]), ()),
+        encoding=encoding,
     )
 
 
-def _rows(paths: Sequence[Path]) -> Iterator[Row]:
+def _rows(paths: Sequence[Path], encoding: str) -> Iterator[Row]:
     for path in paths:
         for part in parts_of(path):
-            _, items = rows_of(read_records(part.path), Origin(name=path.stem), name=part.name)
+            _, items = rows_of(read_records(part.path, encoding=encoding), Origin(name=path.stem), name=part.name)
             yield from (item for item in items if isinstance(item, Row))
 
 
@@ -144,7 +182,10 @@ def _share(values: list[int], share: float) -> int:
 def _label(files: Sequence[FileLook]) -> str | None:
     """Return the field with few values that every file has, one of the answer before one of the record."""
     shared = [name for name in files[0].report.labels if all(name in file.report.labels for file in files)]
-    shared = [name for name in shared if name not in _LICENSE_FIELDS]
+    taken = {*_LICENSE_FIELDS, *_SPLIT_FIELDS, *_SUBJECT_FIELDS}
+    if any(file.report.shape == "kto" for file in files):
+        taken |= {"label", "kto_tag", "desirable"}
+    shared = [name for name in shared if name not in taken]
     of_answer = [name for name in shared if name.startswith("answer.")]
 
     def num_values(name: str) -> int:

@@ -20,8 +20,11 @@ from pathlib import Path
 import yaml
 
 from tunesmith.api.data_look import FileLook, Look, find_data, look
+from tunesmith.api.data_warnings import warnings_of
 from tunesmith.core.recipe import parse_recipe
 from tunesmith.core.stage import Stage
+from tunesmith.data.files import SIDES, nearest_files
+from tunesmith.data.licenses import spdx_expression
 from tunesmith.errors import DataError, PlanError, RecipeError
 from tunesmith.types import JSON
 
@@ -52,7 +55,13 @@ class NewRecipe:
 
 
 def write_recipe(
-    folder: Path, stages: Mapping[str, Stage], *, data: Sequence[Path], base: str | None, license: str | None
+    folder: Path,
+    stages: Mapping[str, Stage],
+    *,
+    data: Sequence[Path],
+    base: str | None,
+    license: str | None,
+    encoding: str = "utf-8",
 ) -> NewRecipe:
     """Look at the data and write `recipe.yaml` (and `schema.json`) into `folder`.
 
@@ -64,11 +73,25 @@ def write_recipe(
         raise RecipeError("there is a recipe already", where=str(target), hint="remove it, or name another folder")
     missing = next((path for path in data if not path.exists()), None)
     if missing is not None:
-        raise DataError("a data file does not exist", where=str(missing), expected="a file or folder")
-    seen = look([path.absolute() for path in data] or [path.absolute() for path in find_data(folder)])
+        raise DataError(
+            "a data file does not exist", where=str(missing), expected="a file or folder", found=nearest_files(missing)
+        )
+    if license is not None:
+        try:
+            license = spdx_expression(license)
+        except ValueError as error:
+            raise RecipeError("the licence is not known", where="--license", found=str(error)) from error
+    seen = look([path.absolute() for path in data or find_data(folder)], encoding=encoding)
+    if base is not None and base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        raise PlanError(
+            "the base model is not there",
+            where="--base",
+            expected="a folder, a hub id or package:NAME",
+            found=f"{base}: {nearest_files(Path(base))}",
+        )
     if base is not None and Path(base).exists():
         base = _relative(Path(base), folder)
-    choices = _choose(seen, base=base, license=license)
+    choices = _choose(seen, base=base, license=license, folder=folder)
     text = _recipe_text(folder.absolute(), seen, choices, license, stages)
     if seen.schema is not None:
         schema_file = folder / "schema.json"
@@ -80,17 +103,18 @@ def write_recipe(
         (folder / "schema.json").write_text(json.dumps(seen.schema, indent=2, ensure_ascii=False) + "\n", "utf-8")
     target.write_text(text, encoding="utf-8")
     return NewRecipe(
-        recipe=target, look=seen, choices=tuple(choices.values()), warnings=tuple(_warnings(seen, license))
+        recipe=target, look=seen, choices=tuple(choices.values()), warnings=tuple(warnings_of(seen, license=license))
     )
 
 
 # ---------------------------------------------------------------------------------------------------------- choices
 
 
-def _choose(seen: Look, *, base: str | None, license: str | None) -> dict[str, Choice]:
+def _choose(seen: Look, *, base: str | None, license: str | None, folder: Path) -> dict[str, Choice]:
     chosen = [
         _base(base),
         _system(seen),
+        *_template_choices(seen, base or PACKAGED_BASE, folder),
         Choice(
             key="contract.output_schema",
             value=None if seen.schema is None else "schema.json",
@@ -141,21 +165,47 @@ def _system(seen: Look) -> Choice:
     return Choice(key="contract.system", value=None, why="no row has a system prompt; a short one often helps")
 
 
+def _template_choices(seen: Look, base: str, folder: Path) -> list[Choice]:
+    """What the rows need and the base's template may not render: tools, and reasoning."""
+    text = _template_text(base, folder)
+    out = []
+    if seen.has_tools and text is not None and "tools" not in text:
+        why = "rows have tools, and the base's template renders none: they are written into messages"
+        out.append(Choice(key="contract.tool_format", value="hermes", why=why))
+    if seen.has_reasoning and text is not None and "reasoning" not in text:
+        why = "rows have reasoning, and the base's template renders none; a template that does would train it"
+        out.append(Choice(key="contract.loss.reasoning", value="drop", why=why))
+    return out
+
+
+def _template_text(base: str, folder: Path) -> str | None:
+    """The chat template of a base that is here; `None` for one on a hub, which nobody has seen yet."""
+    if base == PACKAGED_BASE:
+        return ""  # SmolLM2's template knows roles and contents only
+    here = Path(base) if Path(base).is_absolute() else folder / base
+    files = [here / name for name in ("chat_template.jinja", "tokenizer_config.json") if (here / name).is_file()]
+    return "".join(file.read_text(encoding="utf-8", errors="replace") for file in files) if files else None
+
+
 def _tokens(key: str, chars: int, least: int, why: str) -> Choice:
     tokens = max(least, 2 ** math.ceil(math.log2(max(1, chars) / CHARS_PER_TOKEN + 32)))
     return Choice(key=key, value=tokens, why=f"{why} (up to {chars:,} characters, about {CHARS_PER_TOKEN:g} a token)")
 
 
 def _shares(seen: Look) -> Choice:
-    sides = {file.side for file in seen.files}
+    sides = {file.side for file in seen.files} | {
+        SIDES[value.lower()]
+        for file in seen.files
+        if file.split_field is not None
+        for value in file.report.labels[file.split_field]
+    }
     inside = sum(file.report.rows for file in seen.files if file.side is None)
     if "test" in sides:
         val = 0.0 if "val" in sides else 0.1
         return Choice(
             key="split.shares",
             value={"train": round(1 - val, 2), "val": val, "test": 0.0},
-            why="a file's name says that it is the test side"
-            + ("" if val else ", another that it is the validation side"),
+            why="the data says what is its test side" + ("" if val else ", and what its validation side"),
         )
     test = min(0.3, max(0.1, round(_TEST_ROWS / max(1, inside), 2)))
     error = 1.96 * math.sqrt(0.9 * 0.1 / max(1.0, test * inside))
@@ -177,20 +227,6 @@ def _epochs(rows: int) -> Choice:
 
 def _label_name(label: str) -> str:
     return label.removeprefix("answer.")
-
-
-def _warnings(seen: Look, license: str | None) -> list[str]:
-    out = []
-    if license is None and any(file.license_field is None for file in seen.files):
-        out.append("no licence is said for the data: set `license:` of each source, then remove `allow_unknown`")
-    if seen.rows < 200:
-        out.append(f"{seen.rows} rows are few: intervals will be wide, and a good system prompt may do as well")
-    for file in seen.files:
-        bad = sum(file.report.problems.values())
-        if bad:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in file.report.problems.items())
-            out.append(f"{file.path.name}: {bad} records are no rows ({reasons}); first: {file.report.first_problem}")
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------------- text
@@ -266,9 +302,15 @@ def _contract(seen: Look, choices: Mapping[str, Choice]) -> str:
     if seen.schema is not None:
         body += f"  output_schema: schema.json   # {choices['contract.output_schema'].why}\n"
     tokens, answer = choices["contract.loss.max_tokens"], choices["contract.decoding.max_new_tokens"]
+    if "contract.tool_format" in choices:
+        tools = choices["contract.tool_format"]
+        body += f"  tool_format: {tools.value}   # {tools.why}\n"
     body += "  decoding:\n    temperature: 0   # the likeliest answer, the same each time\n"
     body += f"    max_new_tokens: {answer.value}   # {answer.why}\n"
     body += f"  loss:\n    max_tokens: {tokens.value}   # {tokens.why}\n"
+    if "contract.loss.reasoning" in choices:
+        reasoning = choices["contract.loss.reasoning"]
+        body += f"    reasoning: {reasoning.value}   # {reasoning.why}\n"
     criteria = ["token_f1 - base >= 0.05 with 95% confidence"]
     if seen.schema is not None:
         criteria = ["schema_adherence >= 0.90 with 95% confidence", "exact_match - base >= 0.10 with 95% confidence"]
@@ -285,8 +327,14 @@ def _ingest(folder: Path, seen: Look, license: str | None) -> str:
             f"   # {report.rows:,} rows, {report.shape}, median {report.median_chars:,} characters\n"
         )
         lines.append(_license_line(file, license))
+        if file.encoding != "utf-8":
+            lines.append(f"      encoding: {file.encoding}   # as you said\n")
         if file.side is not None:
             lines.append(f"      split: {file.side}   # the file's name says so\n")
+        elif file.split_field is not None:
+            lines.append(f"      columns: {{split: {_yaml(file.split_field)}}}   # its values are sides of a split\n")
+        if file.subject_field is not None:
+            lines.append(f"      subject_field: {_yaml(file.subject_field)}   # so that a person can opt out\n")
         if file.group_field is not None:
             lines.append(
                 f"      group_field: {_yaml(file.group_field)}   # rows that share it stay on one side of the split\n"

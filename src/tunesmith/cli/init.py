@@ -26,6 +26,9 @@ def register(app: typer.Typer) -> None:
         license: Annotated[
             str | None, typer.Option(metavar="SPDX", help="Licence of the data, such as Apache-2.0.")
         ] = None,
+        encoding: Annotated[
+            str, typer.Option(metavar="NAME", help="Text encoding of the data, such as latin-1.")
+        ] = "utf-8",
     ) -> None:
         """Look at your data and write a recipe for it, with the reason for each choice."""
         from rich.markup import escape
@@ -35,7 +38,7 @@ def register(app: typer.Typer) -> None:
         from tunesmith.cli.console import make_console
         from tunesmith.cli.text import figure
 
-        made = api.init(folder, data=data or (), base=base, license=license)
+        made = api.init(folder, data=data or (), base=base, license=license, encoding=encoding)
         console = make_console()
         table = Table(title="data", title_justify="left", box=None, pad_edge=False)
         for column in ("file", "rows", "shape", "median", "95%", "unreadable"):

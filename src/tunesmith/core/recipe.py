@@ -236,11 +236,14 @@ def check_content_exists(table: Table) -> None:
 
     def check(loc: Loc, path: str) -> str:
         if path in table.spellings and not Path(path).exists():
+            folder = Path(path).parent
+            siblings = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+            near = f"; near it: {', '.join(nearest(Path(path).name, siblings))}" if siblings else ""
             raise RecipeError(
                 f"{dotted(table.name, loc)} names a file that does not exist",
                 where=table.where(loc),
-                expected="a file or folder",
-                found=f"{table.spellings[path]} ({path})",
+                expected="a file or folder, and no pattern" if set("*?[") & set(path) else "a file or folder",
+                found=f"{table.spellings[path]} ({path}){near}",
                 hint="paths in a recipe count from its folder, paths in --set from the current one",
             )
         return path

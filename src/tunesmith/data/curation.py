@@ -176,6 +176,9 @@ def _nothing_left(num_in: int, ledger: Ledger) -> DataError:
         "license_unknown": "say the source's license in ingest.sources, or set curate.allow_unknown",
         "license_refused": "add the licence to curate.licenses if you may use it",
         "schema": "compare the contract's output_schema with the answers",
+        "tools_dropped": "set contract.tool_format: the base's template renders no tools",
+        "tool_calls_dropped": "set contract.tool_format: the base's template renders no calls",
+        "reasoning_dropped": "set contract.loss.reasoning: drop, or a template that renders reasoning",
     }
     first = ledger.rejects[0] if ledger.rejects else None
     return DataError(

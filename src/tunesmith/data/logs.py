@@ -1,7 +1,7 @@
 """Request logs: one logged call of a chat API, request and response, is one conversation.
 
 What lives here: OpenAI's Chat Completions and Responses APIs and Anthropic's Messages API, as proxies and batch jobs
-log them. What does not: single messages (`data.turns`).
+log them. What does not: single messages (`data.turns`), streams of events (`data.streamed`).
 
     {"request": {"messages": [...]}, "response": {"choices": [{"message": {...}, "finish_reason": "stop"}]}}
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tunesmith.data.records import type_name
+from tunesmith.data.streamed import whole_response
 from tunesmith.data.turns import RowProblem, content_of, messages_of, parsed, refuse, tools_of, turn_of
 from tunesmith.types import JSON, Conversation, Message
 
@@ -23,6 +24,10 @@ REQUEST_KEYS = ("request", "request_body", "body", "input", "kwargs")
 RESPONSE_KEYS = ("response", "response_body", "output", "completion")
 TIME_KEYS = ("created_at", "created", "timestamp", "time", "date", "start_time")
 _CUT = ("length", "max_tokens", "max_output_tokens", "content_filter", "model_context_window_exceeded")
+
+
+_MIN_MILLISECONDS = 1e11
+"""As seconds this is the year 5138: larger numbers are milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +41,7 @@ class Exchange:
 
 def looks_logged(record: Mapping[str, JSON]) -> bool:
     """Whether a record holds a request with messages and a response."""
-    request, response = _unwrapped(record, REQUEST_KEYS), _unwrapped(record, RESPONSE_KEYS)
+    request, response = _request(record), _response(record)
     if request is None or response is None:
         return False
     asks = isinstance(request.get("messages"), list) or isinstance(request.get("input"), (str, list))
@@ -45,7 +50,7 @@ def looks_logged(record: Mapping[str, JSON]) -> bool:
 
 def logged_exchange(record: Mapping[str, JSON]) -> Exchange:
     """Read one logged call. Raises `RowProblem`."""
-    request, response = _unwrapped(record, REQUEST_KEYS), _unwrapped(record, RESPONSE_KEYS)
+    request, response = _request(record), _response(record)
     if request is None or response is None:
         raise RowProblem("missing_field", "expected a request and a response, found " + ", ".join(map(repr, record)))
     error = response.get("error") or record.get("error")
@@ -58,6 +63,21 @@ def logged_exchange(record: Mapping[str, JSON]) -> Exchange:
         generator=next((m for m in (response.get("model"), request.get("model")) if isinstance(m, str)), None),
         collected_at=_time(record, response),
     )
+
+
+def _request(record: Mapping[str, JSON]) -> Mapping[str, JSON] | None:
+    """The request; some proxies write its fields and the response's side by side."""
+    if isinstance(record.get("messages"), list) and (_response(record) is not None or "choices" in record):
+        return record
+    return _unwrapped(record, REQUEST_KEYS)
+
+
+def _response(record: Mapping[str, JSON]) -> Mapping[str, JSON] | None:
+    for key in RESPONSE_KEYS:
+        streamed = whole_response(parsed(record.get(key)))
+        if streamed is not None:
+            return streamed
+    return record if isinstance(record.get("choices"), list) else _unwrapped(record, RESPONSE_KEYS)
 
 
 def _unwrapped(record: Mapping[str, JSON], keys: tuple[str, ...]) -> Mapping[str, JSON] | None:
@@ -119,13 +139,24 @@ def _refuse_cut(reason: JSON, field: str) -> None:
         refuse("cut_answer", field, expected="an answer that ended by itself", found=repr(reason))
 
 
+def iso_time(value: JSON) -> str | None:
+    """Return a time as ISO 8601 (Unix seconds and milliseconds are converted), or `None` where it is none."""
+    if isinstance(value, str):
+        try:
+            datetime.fromisoformat(value.strip())
+        except ValueError:
+            return None
+        return value.strip()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    seconds = value / 1000 if abs(value) >= _MIN_MILLISECONDS else value
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def _time(record: Mapping[str, JSON], response: Mapping[str, JSON]) -> str | None:
-    """When the call was made: ISO 8601 text as it is, Unix seconds converted."""
-    for holder in (record, response):
-        for key in TIME_KEYS:
-            value = holder.get(key)
-            if isinstance(value, str):
-                return value
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
-    return None
+    """When the call was made, from the first field that says a time."""
+    times = (iso_time(holder.get(key)) for holder in (record, response) for key in TIME_KEYS)
+    return next((time for time in times if time is not None), None)

@@ -6,10 +6,11 @@ What lives here: licence and opt-out rules over rows. What does not: which licen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.licenses import license_allowed, normal_license
+from tunesmith.data.licenses import license_allowed, normal_license, spdx_expression
 from tunesmith.data.lineage import Ledger
 from tunesmith.data.write import content_hash
 from tunesmith.types import Row
@@ -23,6 +24,11 @@ class OptOut:
     subjects: frozenset[str] = frozenset()
     content_hashes: frozenset[str] = frozenset()
 
+    @property
+    def size(self) -> int:
+        """Number of things that were asked to leave."""
+        return len(self.sources) + len(self.subjects) + len(self.content_hashes)
+
     def __or__(self, other: OptOut) -> OptOut:
         """Return what either asks for."""
         return OptOut(
@@ -30,6 +36,25 @@ class OptOut:
             subjects=self.subjects | other.subjects,
             content_hashes=self.content_hashes | other.content_hashes,
         )
+
+
+def checked_hash(text: str) -> str:
+    """Return a sha256 in lower case. Raises `ValueError` for a text that is none."""
+    if re.fullmatch(r"[0-9a-fA-F]{64}", text) is None:
+        raise ValueError(f"expected a sha256 of 64 hex digits, found {text!r}")
+    return text.lower()
+
+
+def unmatched(rows: Sequence[Row], opt_out: OptOut) -> list[str]:
+    """Return the opt-outs that no row meets, with their kind: left already, or misspelt."""
+    sources = {row.provenance.source for row in rows}
+    subjects = {row.provenance.subject for row in rows}
+    hashes = {content_hash(row.conversation) for row in rows} if opt_out.content_hashes else set()
+    return [
+        *(f"source {name}" for name in sorted(opt_out.sources - sources)),
+        *(f"subject {name}" for name in sorted(opt_out.subjects - subjects)),
+        *(f"content {name}" for name in sorted(opt_out.content_hashes - hashes)),
+    ]
 
 
 def drop_opted_out(rows: Sequence[Row], ledger: Ledger, opt_out: OptOut) -> list[Row]:
@@ -63,6 +88,15 @@ def drop_unlicensed(
         elif license_allowed(said or "", allowed):
             kept.append(row)
         else:
-            detail = f"expected one of {', '.join(allowed)}, found {said}"
+            detail = f"expected one of {', '.join(allowed)}, found {_told(said or '')}"
             ledger.drop(row, reason="license_refused", detail=detail)
     return kept
+
+
+def _told(said: str) -> str:
+    """A licence as it stands, and what is wrong with it where it is no SPDX expression."""
+    try:
+        spdx_expression(said)
+    except ValueError as error:
+        return str(error)
+    return said

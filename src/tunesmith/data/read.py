@@ -1,7 +1,7 @@
 """Reading: what users bring becomes rows with their provenance, group, side and labels.
 
-What lives here: records (`data.files`, `data.tables`) turned into rows (`data.shapes`), and `inspect_source`, which
-looks at a file that nobody has described yet. What does not: writing (`data.write`), the recipe (`stages.ingest`).
+What lives here: records (`data.files`, `data.tables`) turned into rows (`data.shapes`). What does not: a look at a file
+that nobody has described yet (`data.inspection`), writing (`data.write`), the recipe (`stages.ingest`).
 
     shape, items = rows_of(read_records(path), Origin(name="tickets", license="CC0-1.0"), name=path.name)
     for item in items:
@@ -12,18 +12,26 @@ from __future__ import annotations
 
 import itertools
 import json
-import statistics
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunesmith.data.files import SIDES, parts_of, read_records
+from tunesmith.data.files import SIDES
+from tunesmith.data.logs import iso_time
 from tunesmith.data.records import BadRecord, Record, type_name
-from tunesmith.data.shapes import Converted, RowProblem, Shape, convert, detect_common_shape, names_of
+from tunesmith.data.shapes import (
+    Converted,
+    RowProblem,
+    Shape,
+    convert,
+    detect_common_shape,
+    detect_shape,
+    names_of,
+    near_columns,
+)
 from tunesmith.data.turns import refuse
 from tunesmith.data.write import Reject, row_id
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, nearest
 from tunesmith.types import JSON, Conversation, Provenance, Row, RowKind, RowRole
 
 STAGE = "ingest"
@@ -42,7 +50,8 @@ class Origin:
     license: str | None = None
     license_field: str | None = None
     role: RowRole = RowRole.TASK
-    kind: RowKind = RowKind.HUMAN
+    kind: RowKind | None = None
+    """`None`: a log where the shape is a request log, else human."""
     generator: str | None = None
     editor: str | None = None
     collected_at: str | None = None
@@ -56,23 +65,6 @@ class Origin:
     """Applied to each record before anything else."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceReport:
-    """What one look at a file says."""
-
-    shape: str
-    rows: int
-    fields: tuple[str, ...]
-    median_chars: int
-    """Of all turns of a row together, over all readable rows."""
-    p95_chars: int
-    labels: Mapping[str, Mapping[str, int]]
-    """Field with few different values -> value -> rows: what one may slice and stratify by."""
-    problems: Mapping[str, int]
-    """Reason -> records that cannot be rows."""
-    first_problem: str | None = None
-
-
 def rows_of(
     records: Iterator[Record | BadRecord], origin: Origin, *, name: str, side: str | None = None
 ) -> tuple[Shape, Iterator[Row | Reject]]:
@@ -81,6 +73,7 @@ def rows_of(
     `name` is the file that rows and errors name, `side` the side that its folder says. Raises `DataError` where the
     records have no known shape.
     """
+    records = _watched(records, origin, name)
     probe = list(itertools.islice(records, _PROBE_RECORDS))
     if origin.prepare is not None:
         prepare = origin.prepare
@@ -116,9 +109,76 @@ def _shape_of(probe: list[Record | BadRecord], origin: Origin, name: str) -> Sha
             expected="instruction/output, messages, conversations, prompt/completion, chosen/rejected, "
             "request/response or text",
             found=f"the fields {names_of(readable[0].value)}",
-            hint="map the fields, for example columns: {prompt: question, completion: reply}",
+            hint=_misspelt(readable[0].value, origin) or _shape_hint(readable[0].value, name, is_alone=len(probe) == 1),
         )
     return shape
+
+
+def _misspelt(record: Mapping[str, JSON], origin: Origin) -> str | None:
+    """Say which mapped column is not there."""
+    for wanted, said in origin.columns.items():
+        if said not in record and record:
+            return f"columns: {wanted} is said to be {said!r}; near it there is {', '.join(nearest(said, record))}"
+    return None
+
+
+_OWN_FIELDS = ("license", "kind", "generator", "editor", "collected_at", "subject", "group", "split")
+
+
+def _said_fields(origin: Origin) -> dict[str, str]:
+    """Fields of a record that were named for its provenance -> what for. One that is nowhere is misspelt."""
+    named = {origin.columns[name]: f"columns.{name}" for name in _OWN_FIELDS if name in origin.columns}
+    named |= {
+        field: said
+        for field, said in (
+            (origin.subject_field, "subject_field"),
+            (origin.group_field, "group_field"),
+            (origin.consent_field, "consent_field"),
+            (origin.license_field, "license_field"),
+        )
+        if field is not None
+    }
+    return {field: said for field, said in named.items() if "license" not in said or origin.license is None}
+
+
+def _watched(records: Iterator[Record | BadRecord], origin: Origin, name: str) -> Iterator[Record | BadRecord]:
+    """Pass records on; raise `DataError` at their end where a named field was in none of them."""
+    unseen = _said_fields(origin)
+    fields: set[str] = set()
+    for record in records:
+        if unseen and isinstance(record, Record):
+            if not fields:
+                fields.update(map(str, record.value))
+            for seen in [field for field in unseen if field in record.value]:
+                del unseen[seen]
+        yield record
+    if unseen and fields:
+        field, said = next(iter(unseen.items()))
+        raise DataError(
+            f"no record of {name} has the field {field!r}",
+            where=f"{name}, {said}",
+            expected=f"a field that records have, such as {', '.join(nearest(field, fields))}",
+            found=f"{field!r}, which is in none of them",
+            hint="without it rows would lose their licence, their group or their right to opt out unnoticed",
+        )
+
+
+def _shape_hint(record: Mapping[str, JSON], name: str, *, is_alone: bool) -> str:
+    """What to do with a file whose records have no known shape."""
+    if name == "dataset_info.json":
+        return "name one of its data sets: {path: dataset_info.json, dataset: NAME}"
+    inner = [
+        key for key, value in record.items() if isinstance(value, list) and value and isinstance(value[0], Mapping)
+    ]
+    if inner and is_alone and name.endswith(".json"):
+        return f"if its rows stand under {inner[0]!r}, take them out: jq -c '.{inner[0]}[]' {name} > rows.jsonl"
+    near = near_columns(record)
+    if near:
+        return "map the fields: columns: {" + ", ".join(f"{wanted}: {said}" for wanted, said in near.items()) + "}"
+    hint = "map the fields, for example columns: {prompt: question, completion: reply}"
+    if Path(name).suffix in (".csv", ".tsv"):
+        return f"the first line must name the columns; {hint}"
+    return hint
 
 
 def _row_or_reject(
@@ -129,8 +189,20 @@ def _row_or_reject(
     try:
         return _row(record, origin, shape, name, side)
     except RowProblem as problem:
+        problem = _other_shape(problem, record.value, origin, shape)
         raw = json.dumps(record.value, ensure_ascii=True, default=str)
         return _reject(origin, name, record.line, problem.reason, problem.detail, raw)
+
+
+def _other_shape(problem: RowProblem, record: Mapping[str, JSON], origin: Origin, shape: Shape) -> RowProblem:
+    """Say that a record is of another shape than its file, where that is why it cannot be read."""
+    if origin.shape is not None or problem.reason != "missing_field":
+        return problem
+    other = detect_shape(record, origin.columns)
+    if other is None or other is shape:
+        return problem
+    found = f"the shape {other} (the fields {names_of(record)}): one file, one shape"
+    return RowProblem("other_shape", f"expected the shape {shape}, as most of the file has it, found {found}")
 
 
 def _reject(origin: Origin, name: str, line: int, reason: str, detail: str, raw: str) -> Reject:
@@ -152,10 +224,10 @@ def _row(record: Record, origin: Origin, shape: Shape, name: str, side: str | No
         path=name,
         line=record.line,
         license=_said(values, origin.license_field or columns.get("license"), origin.license),
-        kind=_kind(values, origin),
+        kind=_kind(values, origin, shape),
         generator=_said(values, columns.get("generator"), origin.generator or converted.generator),
         editor=_said(values, columns.get("editor"), origin.editor),
-        collected_at=_said(values, columns.get("collected_at"), origin.collected_at or converted.collected_at),
+        collected_at=_collected_at(values, origin, converted.collected_at),
         subject=_said(values, origin.subject_field or columns.get("subject"), None),
     )
     return Row(
@@ -181,10 +253,16 @@ def _check(converted: Converted) -> None:
         raise RowProblem("no_assistant_turn", f"expected a message of role assistant, found only {roles}")
     texts = [converted.conversation.to_json(), [message.to_json() for message in converted.rejected]]
     try:
-        json.dumps(texts, ensure_ascii=False).encode()
+        json.dumps(texts, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         half = f"U+{ord(error.object[error.start]):04X}"
         raise RowProblem("broken_text", f"expected text, found half a surrogate pair ({half})") from error
+    except ValueError as error:
+        raise RowProblem(
+            "not_json", f"expected numbers that JSON has, found one that is not finite ({error})"
+        ) from error
+    except RecursionError as error:
+        raise RowProblem("too_deep", "expected fewer levels of lists and objects in a call or a tool") from error
 
 
 def _check_consent(said: JSON, name: str) -> None:
@@ -202,10 +280,22 @@ def _said(values: Mapping[str, JSON], name: str | None, default: str | None) -> 
     return str(value)
 
 
-def _kind(values: Mapping[str, JSON], origin: Origin) -> RowKind:
+def _collected_at(values: Mapping[str, JSON], origin: Origin, logged: str | None) -> str | None:
+    """When a row was collected, as ISO 8601; Unix seconds and milliseconds are converted."""
+    name = origin.columns.get("collected_at")
+    value = values.get(name) if name is not None else None
+    if value is None or value == "":
+        return origin.collected_at or logged
+    when = iso_time(value)
+    if when is None:
+        refuse("bad_date", name or "", expected="ISO 8601 such as 2026-01-31, or Unix seconds", found=f"{value!r:.40}")
+    return when
+
+
+def _kind(values: Mapping[str, JSON], origin: Origin, shape: Shape) -> RowKind:
     said = _said(values, origin.columns.get("kind"), None)
     if said is None:
-        return origin.kind
+        return origin.kind or (RowKind.LOG if shape is Shape.REQUEST_LOG else RowKind.HUMAN)
     if said not in list(RowKind):
         refuse("unknown_kind", origin.columns["kind"], expected=f"one of {', '.join(RowKind)}", found=repr(said))
     return RowKind(said)
@@ -227,7 +317,7 @@ def _side(values: Mapping[str, JSON], origin: Origin, side: str | None) -> str |
 def _labels(values: Mapping[str, JSON], conversation: Conversation, wanted: Mapping[str, str]) -> dict[str, str]:
     """Labels of a row. A field that is absent leaves its label out; an answer that is no JSON object has none."""
     out = {}
-    answer = _answer_object(conversation) if any(place.startswith("answer.") for place in wanted.values()) else None
+    answer = answer_object(conversation) if any(place.startswith("answer.") for place in wanted.values()) else None
     for label, place in wanted.items():
         at: JSON = answer if place.startswith("answer.") else values
         for key in place.removeprefix("answer.").split("."):
@@ -237,7 +327,8 @@ def _labels(values: Mapping[str, JSON], conversation: Conversation, wanted: Mapp
     return out
 
 
-def _answer_object(conversation: Conversation) -> dict[str, JSON] | None:
+def answer_object(conversation: Conversation) -> dict[str, JSON] | None:
+    """Return the answer of a conversation where it is a JSON object."""
     answer = conversation.answer or ""
     if not answer.lstrip().startswith("{"):
         return None
@@ -246,78 +337,3 @@ def _answer_object(conversation: Conversation) -> dict[str, JSON] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-def inspect_source(path: Path, *, encoding: str = "utf-8") -> SourceReport:
-    """Read a file or folder once and say what it holds: shape, rows, fields, lengths, possible labels, problems.
-
-    Raises `DataError` where a file as a whole cannot be used.
-    """
-    look = _Look()
-    for part in parts_of(path):
-        records = look.watched(read_records(part.path, encoding=encoding))
-        shape, items = rows_of(records, Origin(name=path.stem), name=part.name)
-        look.shapes.append(shape.value)
-        for item in items:
-            look.count(item)
-    return look.report()
-
-
-_MAX_LABEL_VALUES = 200
-_MAX_LABEL_CHARS = 60
-
-
-class _Look:
-    """What is counted while a file streams by."""
-
-    def __init__(self) -> None:
-        self.shapes: list[str] = []
-        self._fields: dict[str, None] = {}
-        self._values: dict[str, Counter[str]] = {}
-        self._lengths: list[int] = []
-        self._problems: Counter[str] = Counter()
-        self._first_problem: str | None = None
-
-    def watched(self, records: Iterator[Record | BadRecord]) -> Iterator[Record | BadRecord]:
-        for record in records:
-            if isinstance(record, Record):
-                self._fields.update(dict.fromkeys(record.value))
-                self._count_values(record.value.items())
-            yield record
-
-    def count(self, item: Row | Reject) -> None:
-        if isinstance(item, Reject):
-            self._problems[item.reason] += 1
-            self._first_problem = self._first_problem or f"{item.path}:{item.line} {item.detail}"
-            return
-        self._lengths.append(sum(len(message.content or "") for message in item.conversation.messages))
-        answer = _answer_object(item.conversation) or {}
-        self._count_values((f"answer.{key}", value) for key, value in answer.items())
-
-    def _count_values(self, places: Iterable[tuple[str, JSON]]) -> None:
-        for name, value in places:
-            if isinstance(value, (str, bool)) and len(str(value)) <= _MAX_LABEL_CHARS:
-                counts = self._values.setdefault(name, Counter())
-                if len(counts) <= _MAX_LABEL_VALUES:
-                    counts[value if isinstance(value, str) else json.dumps(value)] += 1
-
-    def report(self) -> SourceReport:
-        lengths = sorted(self._lengths)
-        return SourceReport(
-            shape=", ".join(dict.fromkeys(self.shapes)),
-            rows=len(lengths),
-            fields=tuple(self._fields),
-            median_chars=round(statistics.median(lengths)) if lengths else 0,
-            p95_chars=lengths[int(0.95 * (len(lengths) - 1))] if lengths else 0,
-            labels={
-                name: dict(counts.most_common()) for name, counts in self._values.items() if self._is_label(counts)
-            },
-            problems=dict(self._problems),
-            first_problem=self._first_problem,
-        )
-
-    def _is_label(self, counts: Counter[str]) -> bool:
-        """Few values, each met several times on average, in nearly all rows."""
-        rows = len(self._lengths)
-        most = min(_MAX_LABEL_VALUES, max(2, rows // 5))
-        return sum(counts.values()) >= 0.9 * rows and 2 <= len(counts) <= most

@@ -42,9 +42,12 @@ def type_name(value: JSON) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def excerpt(text: str) -> str:
-    """Return the beginning of a text, for an error message."""
-    return text if len(text) <= _EXCERPT_CHARS else text[: _EXCERPT_CHARS - 3] + "..."
+def excerpt(text: str, *, around: int = 0) -> str:
+    """Return the beginning of a text, or what stands around a place in it, for an error message."""
+    start = max(0, min(around - _EXCERPT_CHARS // 2, len(text) - _EXCERPT_CHARS))
+    part = text[start : start + _EXCERPT_CHARS]
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part)
+    return f"{'...' if start else ''}{shown}{'...' if start + len(part) < len(text) else ''}"
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

@@ -18,6 +18,7 @@ what was found.
 
 from __future__ import annotations
 
+import difflib
 import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -96,9 +97,9 @@ def detect_shape(record: Mapping[str, JSON], columns: Mapping[str, str]) -> Shap
         return Shape.PREFERENCE
     has_pair = _pair(record, columns) is not None
     is_alpaca = field_of(record, "instruction", columns) is not None and field_of(record, "output", columns) is not None
-    if isinstance(_flag(field_of(record, "label", columns)), bool) and (turns is not None or has_pair or is_alpaca):
+    if isinstance(_kto_flag(record, columns), bool) and (turns is not None or has_pair or is_alpaca):
         return Shape.KTO
-    if turns is None and looks_logged(record):
+    if looks_logged(record):
         return Shape.REQUEST_LOG
     if turns is not None:
         return Shape.SHAREGPT if _is_sharegpt(parsed(turns)) else Shape.MESSAGES
@@ -130,7 +131,7 @@ def convert(record: Mapping[str, JSON], shape: Shape, *, columns: Mapping[str, s
         text = _text(record, "text", columns)
         return Converted(conversation=Conversation(messages=(Message(role="assistant", content=text),)))
     if shape is Shape.KTO:
-        label = _flag(field_of(record, "label", columns))
+        label = _kto_flag(record, columns)
         if not isinstance(label, bool):
             refuse("wrong_type", columns.get("label", "label"), expected="true or false", found=type_name(label))
         return Converted(conversation=_conversation(record, _answered(record, columns), columns), desirable=label)
@@ -144,13 +145,53 @@ def convert(record: Mapping[str, JSON], shape: Shape, *, columns: Mapping[str, s
 
 
 def names_of(record: Mapping[str, JSON]) -> str:
-    """Return the fields of a record, as an error says them."""
-    return ", ".join(repr(str(name)) for name in list(record)[:8]) or "no field"
+    """Return the fields of a record, as an error says them; those that are empty or hold records are marked."""
+    said = [repr(str(name)) + _mark(value) for name, value in list(record.items())[:8]]
+    return ", ".join(said) + (" ..." if len(record) > 8 else "") if said else "no field"
 
 
-def _flag(value: JSON) -> JSON:
-    """A flag as CSV has it."""
-    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+def _mark(value: JSON) -> str:
+    if value is None:
+        return " (nothing)"
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return f" (a list of {len(value)} objects)"
+    return ""
+
+
+WANTED: tuple[tuple[str, ...], ...] = (
+    ("messages",),
+    ("instruction", "output"),
+    *PAIRS,
+    ("prompt", "chosen", "rejected"),
+)
+"""Fields that make a shape, for a record that has none of them under its name."""
+
+
+def near_columns(record: Mapping[str, JSON]) -> dict[str, str]:
+    """Return the mapping of columns that would give a record a shape, by the spelling of its fields; often empty."""
+    names = {str(name).strip().casefold(): str(name) for name, value in record.items() if value is not None}
+    for wanted in WANTED:
+        found = {name: difflib.get_close_matches(name, names, n=1, cutoff=0.75) for name in wanted}
+        used = [close[0] for close in found.values() if close]
+        if len(used) == len(wanted) == len(set(used)):
+            if wanted in PAIRS:
+                found = dict(zip(("prompt", "completion"), found.values(), strict=True))
+            return {name: names[close[0]] for name, close in found.items()}
+    return {}
+
+
+def _flag(value: JSON, *, is_said: bool = False) -> JSON:
+    """A flag as CSV has it; 0 and 1 only where it `is_said` that the field is one, for they may be classes."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False}.get(value.strip().lower(), value)
+    if is_said and not isinstance(value, bool) and str(value) in ("0", "1", "0.0", "1.0"):
+        return float(value) == 1
+    return value
+
+
+def _kto_flag(record: Mapping[str, JSON], columns: Mapping[str, str]) -> JSON:
+    is_said = "label" in columns or record.get("label") is None
+    return _flag(field_of(record, "label", columns), is_said=is_said)
 
 
 def _pair(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[str, str] | None:
@@ -169,7 +210,7 @@ def _parsed_turns(value: JSON) -> JSON:
 
 def _is_sharegpt(turns: JSON) -> bool:
     first = turns[0] if isinstance(turns, list) and turns else None
-    return isinstance(first, Mapping) and "from" in first and "value" in first
+    return isinstance(first, Mapping) and "from" in first and "role" not in first
 
 
 def _text(record: Mapping[str, JSON], name: str, columns: Mapping[str, str]) -> str:

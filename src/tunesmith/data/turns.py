@@ -54,6 +54,8 @@ SPEAKERS: Mapping[str, str] = {
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 THOUGHT_PARTS = ("reasoning", "thinking")
+UNREADABLE_THOUGHTS = ("redacted_thinking",)
+"""Encrypted reasoning (Anthropic): the turn is whole without it."""
 CALL_PARTS = ("tool_call", "tool_calls", "function_call")
 _BODY_KEYS = ("text", "value", "content", "thinking")
 
@@ -69,7 +71,7 @@ def turn_of(value: JSON, name: str) -> tuple[Message, ...]:
     """Read one turn: one message, or several where it holds tool results beside text (Anthropic)."""
     if not isinstance(value, Mapping):
         refuse("wrong_type", name, expected="an object with a role", found=type_name(value))
-    if "from" in value and "value" in value and "role" not in value:
+    if "from" in value and "role" not in value:
         return (_sharegpt(value, name),)
     if value.get("type") in ("function_call", "function_call_output", "reasoning") and "role" not in value:
         return (_responses_item(value, name),)
@@ -85,14 +87,14 @@ def parsed(value: JSON) -> JSON:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
 
 
 def _role(value: Mapping[str, JSON], name: str) -> Role:
     said = value.get("role")
-    role = SPEAKERS.get(said) if isinstance(said, str) else None
+    role = SPEAKERS.get(said.strip().lower()) if isinstance(said, str) else None
     if role not in ROLES:
         found = "nothing" if said is None else repr(said)
         refuse("unknown_role", f"{name}.role", expected=f"one of {', '.join(ROLES)}", found=found)
@@ -101,7 +103,8 @@ def _role(value: Mapping[str, JSON], name: str) -> Role:
 
 def _message(value: Mapping[str, JSON], name: str) -> Message:
     role = _role(value, name)
-    content, thought, part_calls = content_of(value.get("content"), f"{name}.content")
+    key = next((key for key in ("content", "value", "text") if value.get(key) is not None), "content")
+    content, thought, part_calls = content_of(value.get(key), f"{name}.{key}")
     calls = (*part_calls, *_tool_calls(value, f"{name}.tool_calls"))
     if content is None and not calls:
         if isinstance(value.get("refusal"), str):
@@ -168,6 +171,8 @@ def content_of(value: JSON, name: str) -> tuple[str | None, str | None, tuple[To
     """Return text, reasoning and calls of a content: text, nothing, or a list of typed parts. Raises `RowProblem`."""
     if value is None or isinstance(value, str):
         return value, None, ()
+    if isinstance(value, Mapping) and "type" in value:
+        value = [value]
     if not isinstance(value, list):
         refuse("wrong_type", name, expected="text or a list of parts", found=type_name(value))
     texts: list[str] = []
@@ -191,6 +196,8 @@ def content_of(value: JSON, name: str) -> tuple[str | None, str | None, tuple[To
         elif kind == "tool_use":
             call = {"name": part.get("name"), "arguments": part.get("input"), "id": part.get("id")}
             calls += calls_of(call, place)
+        elif kind in UNREADABLE_THOUGHTS:
+            continue
         else:
             refuse("unsupported_part", f"{place}.type", expected="text, reasoning or a tool call", found=repr(kind))
     return ("".join(texts) if texts else None, "".join(thoughts) if thoughts else None, tuple(calls))
@@ -212,10 +219,13 @@ def _tool_results(value: Mapping[str, JSON], name: str) -> tuple[Message, ...]:
 
 def _tool_calls(value: Mapping[str, JSON], name: str) -> tuple[ToolCall, ...]:
     calls = parsed(value.get("tool_calls"))
-    if calls is None and isinstance(value.get("function_call"), Mapping):
-        calls = [value["function_call"]]
+    legacy = parsed(value.get("function_call"))
+    if not calls and isinstance(legacy, Mapping):
+        calls = [legacy]
     if calls is None or calls == "":
         return ()
+    if isinstance(calls, Mapping):
+        calls = [calls]
     if not isinstance(calls, list):
         refuse("wrong_type", name, expected="a list of calls", found=type_name(calls))
     return calls_of(calls, name)
@@ -233,23 +243,27 @@ def calls_of(value: JSON, name: str) -> tuple[ToolCall, ...]:
     if not isinstance(arguments, (str, Mapping)):
         refuse("bad_tool_call", f"{name}.arguments", expected="an object or its JSON text", found=type_name(arguments))
     if isinstance(arguments, str):
-        try:
-            json.loads(arguments or "{}")
-        except ValueError as error:
-            refuse("bad_tool_call", f"{name}.arguments", expected="JSON text", found=str(error))
         arguments = arguments or "{}"
+        try:
+            written = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            refuse("bad_tool_call", f"{name}.arguments", expected="JSON text", found=f"{error}: {arguments!r:.60}")
+        if not isinstance(written, Mapping):
+            found = type_name(written)
+            refuse("bad_tool_call", f"{name}.arguments", expected="the JSON text of an object", found=found)
     call_id = next((value[key] for key in ("id", "call_id") if isinstance(value.get(key), str)), None)
     return (ToolCall(name=function["name"], arguments=arguments, id=call_id),)
 
 
 def _sharegpt(value: Mapping[str, JSON], name: str) -> Message:
-    speaker, said = value.get("from"), value.get("value")
-    role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
+    key = next((key for key in ("value", "content", "text") if value.get(key) is not None), "value")
+    speaker, said = value.get("from"), value.get(key)
+    role = SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None
     if role is None:
         expected = "one of human, gpt, system, function_call, observation"
         refuse("unknown_role", f"{name}.from", expected=expected, found=repr(speaker))
     if not isinstance(said, str):
-        refuse("wrong_type", f"{name}.value", expected="text", found=type_name(said))
+        refuse("wrong_type", f"{name}.{key}", expected="text", found=type_name(said))
     train, weight = _marks(value, "assistant" if role == "function_call" else role, name)
     if role == "function_call":
         return Message(role="assistant", tool_calls=calls_of(parsed(said), f"{name}.value"), train=train, weight=weight)
@@ -278,8 +292,12 @@ def tools_of(value: JSON, name: str = "tools") -> tuple[Mapping[str, JSON], ...]
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
-            refuse("bad_tools", name, expected="a JSON list of functions", found=str(error))
+        except (ValueError, RecursionError) as error:
+            refuse("bad_tools", name, expected="a JSON list of functions", found=f"{error}: {value!r:.60}")
+    if value is None:
+        return ()
+    if isinstance(value, Mapping) and ("name" in value or "function" in value):
+        value = [value]
     if not isinstance(value, list):
         refuse("bad_tools", name, expected="a list of functions", found=type_name(value))
     return tuple(_tool(tool, f"{name}[{index}]") for index, tool in enumerate(value))

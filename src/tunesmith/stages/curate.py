@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
@@ -54,9 +54,16 @@ class OptOutSpec(Spec):
     subjects: list[str] = Field(default_factory=list)
     """Ids of persons, as the rows' subject field holds them."""
     content_hashes: list[str] = Field(default_factory=list)
-    """sha256 of contents, as lineage shows them."""
+    """sha256 of contents, as `lineage.parquet` and `api.content_hash(record)` give them."""
     file: ContentPath | None = None
     """YAML or JSON with the same three lists, added to them; `tunesmith takedown --file` reads it as well."""
+
+    @field_validator("content_hashes")
+    @classmethod
+    def _are_sha256(cls, hashes: list[str]) -> list[str]:
+        from tunesmith.data.policy import checked_hash
+
+        return [checked_hash(text) for text in hashes]
 
 
 class AboutSpec(Spec):
@@ -160,6 +167,15 @@ class CurateSpec(Spec):
     production: ContentPath | None = None
     """Prompts from production, a file or a `traces.sqlite`: the report says which of them no row is like."""
 
+    @field_validator("licenses")
+    @classmethod
+    def _are_spdx(cls, licenses: list[str]) -> list[str]:
+        from tunesmith.data.licenses import spdx_expression
+
+        for license in licenses:
+            spdx_expression(license)
+        return licenses
+
 
 def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     """Warn of settings that weaken the data's standing."""
@@ -182,7 +198,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     from tunesmith.data.funnel import CountTokens, make_funnel
     from tunesmith.data.items import read_items
     from tunesmith.data.lineage import write_lineage
-    from tunesmith.data.policy import OptOut
+    from tunesmith.data.policy import OptOut, unmatched
     from tunesmith.data.review import read_decisions
     from tunesmith.data.takedown import read_opt_out
     from tunesmith.data.write import read_rows, write_rejects, write_rows
@@ -209,10 +225,13 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         subjects=frozenset(spec.opt_out.subjects),
         content_hashes=frozenset(spec.opt_out.content_hashes),
     )
+    if spec.opt_out.file is not None:
+        opt_out = opt_out | read_opt_out(Path(spec.opt_out.file))
+    ctx.log("opt_out", {"named": opt_out.size, "without_a_row": unmatched(rows, opt_out)})
     rules = Rules(
         licenses=tuple(spec.licenses),
         unknown_license="keep" if spec.allow_unknown else "refuse",
-        opt_out=opt_out if spec.opt_out.file is None else opt_out | read_opt_out(Path(spec.opt_out.file)),
+        opt_out=opt_out,
         max_chars=spec.max_chars,
         quality=_quality(spec.quality),
         redact=None if spec.redact is None else frozenset(spec.redact),

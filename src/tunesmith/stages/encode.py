@@ -101,9 +101,10 @@ def _encode_side(rows: Sequence[Row], contract: Contract, name: str, ctx: Contex
     side = _Side(name=name, rows=len(rows))
     held_to = {RowRole.TASK: contract, RowRole.GENERAL: contract.for_general_rows()}
     fatal: dict[RefusalKind, list[tuple[str, Refused]]] = {}
+    side.rejects += [_undesirable(row) for row in rows if row.desirable is False]
     every = max(1, len(rows) // _MEASURED_ROWS)
     for start in range(0, len(rows), _BATCH_ROWS):
-        batch = rows[start : start + _BATCH_ROWS]
+        batch = [row for row in rows[start : start + _BATCH_ROWS] if row.desirable is not False]
         ctx.progress(start, len(rows), f"{name}: {start} of {len(rows)} rows")
         made = _encode_batch(batch, held_to)
         for index, (row, found) in enumerate(zip(batch, made, strict=True), start=start):
@@ -147,6 +148,21 @@ def _raise_fatal(fatal: dict[RefusalKind, list[tuple[str, Refused]]]) -> None:
         expected=found[0][1].expected,
         found=found[0][1].found,
         hint=f"fix the rows, or set contract.loss.{'no_target' if kind.value == 'no_target' else 'overlong'}: drop",
+    )
+
+
+def _undesirable(row: Row) -> Reject:
+    from tunesmith.data.write import Reject
+
+    origin = row.provenance
+    return Reject(
+        stage="encode",
+        reason="undesirable",
+        detail="the row's label says that its answer is a bad one: it must not be imitated",
+        source=origin.source,
+        path=origin.path,
+        line=origin.line,
+        row=row,
     )
 
 

@@ -77,7 +77,8 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     from tunesmith.evals.run import answer_record
 
     contract = load_contract(inputs.contract.path)
-    rows = choose_rows(read_rows(inputs.splits.path / f"{spec.side}.parquet"), most=spec.max_items)
+    rows = [row for row in read_rows(inputs.splits.path / f"{spec.side}.parquet") if row.desirable is not False]
+    rows = choose_rows(rows, most=spec.max_items)
     if not rows:
         hint = "give the side a larger share in the split"
         raise DataError("there is nothing to evaluate on", where=f"splits, side {spec.side}", hint=hint)

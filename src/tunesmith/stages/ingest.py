@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, stage
-from tunesmith.errors import DataError, MissingExtra, PlanError, nearest
+from tunesmith.errors import DataError, PlanError
 from tunesmith.types import JSON, RowKind, RowRole
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ class Provided(Spec):
     columns: dict[str, str] = Field(default_factory=dict)
     """Field that a shape or the provenance wants -> its name here, such as {prompt: question, split: part}."""
     license: str | None = None
-    """SPDX identifier of all rows, or of those whose `license_field` says nothing."""
+    """SPDX expression of all rows, or of those whose `license_field` says nothing."""
     license_field: str | None = None
     """Field of a record that holds the row's own licence."""
     role: RowRole = RowRole.TASK
     """`task` rows keep the contract; `general` rows bring their own system prompt or none, and only ever train."""
-    kind: RowKind = RowKind.HUMAN
-    """Where the answers come from: human, edited_synthetic, synthetic or log."""
+    kind: RowKind | None = None
+    """Where the answers come from: human, edited_synthetic, synthetic or log; a log for request logs, else human."""
     generator: str | None = None
     """Model that wrote the answers, where they are synthetic."""
     editor: str | None = None
@@ -69,6 +69,22 @@ class Provided(Spec):
         if self.role is RowRole.GENERAL and self.split not in (None, "train"):
             raise ValueError(f"general rows only train, and the source {self.name!r} names the side {self.split}")
         return self
+
+    @field_validator("license")
+    @classmethod
+    def _is_spdx(cls, license: str | None) -> str | None:
+        from tunesmith.data.licenses import spdx_expression
+
+        return None if license is None else spdx_expression(license)
+
+    @field_validator("collected_at")
+    @classmethod
+    def _is_a_date(cls, collected_at: str | None) -> str | None:
+        from tunesmith.data.logs import iso_time
+
+        if collected_at is not None and iso_time(collected_at) is None:
+            raise ValueError(f"{collected_at!r} is no date: write it as ISO 8601, such as 2026-01-31")
+        return collected_at
 
 
 class Source(Provided):
@@ -164,6 +180,8 @@ def check_ingest(spec: IngestSpec, inputs: Mapping[str, Artifact | None]) -> lis
     """Refuse a file that is not there or a hub that must not be reached; warn of rows without a licence."""
     import os
 
+    from tunesmith.data.files import nearest_files
+
     if not (spec.sources or spec.sql or spec.hub):
         raise PlanError(
             "no source of rows is named",
@@ -175,19 +193,19 @@ def check_ingest(spec: IngestSpec, inputs: Mapping[str, Artifact | None]) -> lis
     for source in spec.sources:
         path = Path(source.path)
         if not path.exists():
-            siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            close = nearest(path.name, siblings) if siblings else []
             raise PlanError(
                 f"the source {source.name!r} is not there",
                 where=source.path,
                 expected="a file or folder",
-                found=f"nothing; near it: {', '.join(close)}" if close else "nothing",
+                found=nearest_files(path),
+                hint="a path is no pattern: name the folder, or each file" if set("*?[") & set(path.name) else None,
             )
-    if spec.hub and os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+    offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "0") not in ("", "0")]
+    if spec.hub and offline:
         raise PlanError(
-            f"the source {spec.hub[0].name!r} lies on a hub, and HF_HUB_OFFLINE forbids to reach it",
+            f"the source {spec.hub[0].name!r} lies on a hub, and {offline[0]} forbids to reach it",
             where="ingest.hub",
-            hint="unset HF_HUB_OFFLINE, or download the data set and name it in ingest.sources",
+            hint=f"unset {offline[0]}, or download the data set and name its folder in ingest.sources",
         )
     return [
         f"source {source.name!r} says no licence: curate refuses its rows unless told otherwise"
@@ -229,12 +247,14 @@ Stream = tuple["Iterator[Record | BadRecord]", "Origin", str, "str | None"]
 
 def _streams(source: AnySource) -> Iterator[Stream]:
     from tunesmith.data.files import parts_of, read_records
+    from tunesmith.data.hub import read_hub
     from tunesmith.data.tables import read_query
 
     if isinstance(source, SqlSource):
         yield read_query(_with_secrets(source), source.query), _origin(source), source.name, None
     elif isinstance(source, HubSource):
-        yield _hub_records(source), _origin(source), f"{source.id}@{source.revision[:12]}", None
+        records = read_hub(source.id, subset=source.subset, part=source.part, revision=source.revision)
+        yield records, _origin(source), f"{source.id}@{source.revision[:12]}", None
     elif source.dataset is not None:
         yield _llamafactory(source)
     else:
@@ -281,20 +301,6 @@ def _with_secrets(source: SqlSource) -> str:
         return os.environ[name]
 
     return re.sub(r"\$\{(\w+)\}", value_of, source.url)
-
-
-def _hub_records(source: HubSource) -> Iterator[Record | BadRecord]:
-    import importlib
-
-    from tunesmith.data.records import Record
-
-    try:
-        load_dataset = importlib.import_module("datasets").load_dataset
-    except ImportError as error:
-        raise MissingExtra("datasets", extra="hub", needed_for=f"the hub source {source.name!r}") from error
-    data = load_dataset(source.id, source.subset, split=source.part, revision=source.revision)
-    for number, value in enumerate(data, start=1):
-        yield Record(line=number, value={key: item for key, item in value.items() if item is not None})
 
 
 class _Account:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data import textfiles
+from tunesmith.data import jsonfiles
 from tunesmith.data.files import parts_of, read_records
 from tunesmith.data.records import BadRecord, Record
 from tunesmith.data.tables import read_query
@@ -93,12 +93,12 @@ def test_an_array_streams_in_pieces_of_any_size(tmp_path_factory, values):
         path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
     except UnicodeEncodeError:
         return
-    usual = textfiles._CHUNK_BYTES
-    textfiles._CHUNK_BYTES = 7
+    usual = jsonfiles._CHUNK_BYTES
+    jsonfiles._CHUNK_BYTES = 7
     try:
         assert [record.value for record in read_records(path)] == values
     finally:
-        textfiles._CHUNK_BYTES = usual
+        jsonfiles._CHUNK_BYTES = usual
 
 
 def refused(path, **settings):
@@ -147,7 +147,6 @@ def test_a_line_cut_in_half_costs_that_line_only(tmp_path):
         ("a.json", b"  \n", "holds no records"),
         ("a.json", b"[]", "holds no records"),
         ("a.csv", b"a,b\n", "holds no records"),
-        ("a.json", b'{\n "data": [1]\n}', "the keys data"),
         ("a.json", b'[{"a": 1}, {"a": ', "broken JSON"),
         ("a.json", b'[{"a": 1}', "cut off"),
         ("a.json", b'"text"', "text that starts with"),
@@ -155,7 +154,7 @@ def test_a_line_cut_in_half_costs_that_line_only(tmp_path):
         ("a.csv", b'a,b\n"1,2\n', "broken CSV"),
         ("a.parquet", b"PAR1nothing", "not a readable parquet file"),
         ("a.arrow", b"nothing", "not a readable arrow file"),
-        ("a.jsonl.gz", b"nothing", "not whole"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}')[:-4], "not whole"),
         ("a.xlsx", b"PK", "no known format"),
     ],
 )
@@ -167,7 +166,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, said):
 
 
 def test_a_file_that_is_not_there_or_closed_to_us_is_named(tmp_path):
-    assert "No such file" in refused(tmp_path / "a.jsonl")
+    assert "no such file" in refused(tmp_path / "a.jsonl")
     path = tmp_path / "b.jsonl"
     path.write_text("{}")
     path.chmod(0)

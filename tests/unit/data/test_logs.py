@@ -1,9 +1,11 @@
 """Logged calls of OpenAI's and Anthropic's APIs become conversations; failed and cut ones are refused."""
 
+import json
+
 import pytest
 
 from tunesmith.data.logs import logged_exchange, looks_logged
-from tunesmith.data.shapes import Shape, detect_shape
+from tunesmith.data.shapes import Shape, convert, detect_shape
 from tunesmith.data.turns import RowProblem
 from tunesmith.types import Message, ToolCall
 
@@ -117,3 +119,84 @@ def test_calls_that_teach_nothing_are_refused(response, reason):
     with pytest.raises(RowProblem) as caught:
         logged_exchange({"request": ASK, "response": response})
     assert caught.value.reason == reason
+
+
+def sse(*events):
+    return "".join(f"event: x\ndata: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+
+def chunk(delta, finish=None):
+    return {"model": "m", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+PARTIAL = [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": '{"a"'}}]
+CHAT_EVENTS = [
+    chunk({"role": "assistant", "content": ""}),
+    chunk({"content": "Let me "}),
+    chunk({"content": "see.", "tool_calls": PARTIAL}),
+    chunk({"tool_calls": [{"index": 0, "function": {"arguments": ": 1}"}}]}),
+    chunk({}, "tool_calls"),
+]
+ANTHROPIC_EVENTS = [
+    {"type": "message_start", "message": {"model": "m", "content": []}},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}},
+    {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "Let me see."}},
+    {
+        "type": "content_block_start",
+        "index": 2,
+        "content_block": {"type": "tool_use", "id": "c1", "name": "f", "input": {}},
+    },
+    {"type": "content_block_delta", "index": 2, "delta": {"type": "input_json_delta", "partial_json": '{"a": '}},
+    {"type": "content_block_delta", "index": 2, "delta": {"type": "input_json_delta", "partial_json": "1}"}},
+    {"type": "message_delta", "delta": {"stop_reason": "tool_use"}},
+    {"type": "message_stop"},
+]
+
+
+@pytest.mark.parametrize("events", [CHAT_EVENTS, ANTHROPIC_EVENTS], ids=["chat", "anthropic"])
+@pytest.mark.parametrize("form", [list, lambda events: sse(*events)], ids=["list", "text"])
+def test_a_streamed_answer_is_put_together(events, form):
+    record = {"request": {"messages": [{"role": "user", "content": "hi"}]}, "response": form(events)}
+    assert detect_shape(record, {}) is Shape.REQUEST_LOG
+    converted = convert(record, Shape.REQUEST_LOG, columns={})
+    answer = converted.conversation.messages[-1]
+    assert (answer.content, converted.generator) == ("Let me see.", "m")
+    (call,) = answer.tool_calls
+    assert (call.name, call.id, json.loads(call.arguments)) == ("f", "c1", {"a": 1})
+    assert answer.reasoning == ("hm" if events is ANTHROPIC_EVENTS else None)
+
+
+@pytest.mark.parametrize("events", [CHAT_EVENTS[:-1], ANTHROPIC_EVENTS[:-2]], ids=["chat", "anthropic"])
+def test_a_stream_that_broke_off_is_a_cut_answer(events):
+    record = {"request": {"messages": [{"role": "user", "content": "hi"}]}, "response": list(events)}
+    with pytest.raises(RowProblem) as caught:
+        convert(record, Shape.REQUEST_LOG, columns={})
+    assert caught.value.reason == "cut_answer"
+
+
+def test_a_responses_stream_is_its_last_event():
+    item = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "ok"}]}
+    events = [
+        {"type": "response.created"},
+        {"type": "response.completed", "response": {"model": "m", "output": [item]}},
+    ]
+    record = {"request": {"input": "hi"}, "response": sse(*events)}
+    assert convert(record, Shape.REQUEST_LOG, columns={}).conversation.answer == "ok"
+
+
+def test_request_and_response_may_stand_side_by_side():
+    answer = {"message": {"role": "assistant", "content": "ok"}, "finish_reason": "stop"}
+    record = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "choices": [answer],
+        "created": 1767225600000,
+    }
+    assert detect_shape(record, {}) is Shape.REQUEST_LOG
+    converted = convert(record, Shape.REQUEST_LOG, columns={})
+    assert converted.conversation.answer == "ok"
+    assert converted.collected_at == "2026-01-01T00:00:00+00:00"
+    record = {"messages": [{"role": "user", "content": "hi"}], "response": {"choices": [answer]}}
+    assert convert(record, Shape.REQUEST_LOG, columns={}).conversation.answer == "ok"

@@ -187,7 +187,21 @@ json_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "from", "value", "name", "type", "function", "arguments"]),
+            st.sampled_from(
+                [
+                    "role",
+                    "content",
+                    "from",
+                    "value",
+                    "name",
+                    "type",
+                    "function",
+                    "arguments",
+                    "choices",
+                    "delta",
+                    "index",
+                ]
+            ),
             inner,
             max_size=3,
         )
