@@ -33,8 +33,8 @@ from tunesmith.types import JSON, Completion, FinishReason, Row, sha256_hex
 
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
+    from tunesmith.evals.questions import Question
     from tunesmith.evals.run import Answer, EvalItem
-    from tunesmith.evals.tasks import Question
 
 
 class EvaluateInputs(Inputs):
@@ -212,8 +212,8 @@ def score_all(
     further: Mapping[str, Sequence[Question]],
 ) -> list[Answer]:
     """Decode and score one system's completions."""
+    from tunesmith.evals.questions import Reply
     from tunesmith.evals.run import score_answer
-    from tunesmith.evals.tasks import Reply
 
     def adheres(text: str) -> bool:
         return bool(contract.check_answer(text).adheres)
