@@ -10,9 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tunesmith.evals.compare import compare
+from tunesmith.evals.refusal import SENSITIVITY, SPECIFICITY
 from tunesmith.evals.run import Answer, EvalItem
 from tunesmith.evals.run import better as metric_better
-from tunesmith.evals.stats import estimate, holm, zero_failures_upper
+from tunesmith.evals.stats import corrected_rate, estimate, holm, zero_failures_upper
 from tunesmith.types import JSON, canonical_json, sha256_hex
 
 REFERENCE, CHALLENGER = "base", "tuned"
@@ -34,6 +35,8 @@ SLICE_METRICS = frozenset(
     }
 )
 """Metrics shown for every slice: a table of all metrics by all slices hides more than it shows."""
+DETECTED = {"refusal": True, "over_refusal": True, "complied": False}
+"""Metrics that a rule decides by words: 1 where it sees a refusal (true), or where it sees none (false)."""
 MIN_SLICE_ITEMS = 5
 """Smaller slices are counted, and get no figures: an interval over four items says nothing."""
 
@@ -89,9 +92,19 @@ def _estimates(
         if chosen:
             values = [scores[row_id] for row_id in chosen]
             out[name] = estimate(values, clusters=[clusters[row_id] for row_id in chosen]).to_json()
+            detected = DETECTED.get(name.rpartition(".")[2])
+            if detected is not None:
+                out[name]["corrected"] = _corrected(values, refused=detected)
             if not any(values):
                 out[name]["zero_upper_95"] = zero_failures_upper(len(values))
     return out
+
+
+def _corrected(values: Sequence[float], *, refused: bool) -> dict[str, JSON]:
+    """Return the rate behind the detector's, by its measured sensitivity and specificity. Groups are not considered."""
+    found, passed = (SENSITIVITY, SPECIFICITY) if refused else (SPECIFICITY, SENSITIVITY)
+    rate = corrected_rate(int(sum(values)), len(values), sensitivity=found, specificity=passed)
+    return {"value": rate.value, "low": rate.low, "high": rate.high}
 
 
 def _paired(table: Table, clusters: Mapping[str, str], only: set[str] | None) -> dict[str, JSON]:

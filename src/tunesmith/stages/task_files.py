@@ -44,7 +44,7 @@ def read_questions(
 
     out: list[Question | Choice] = []
     seen: dict[str, str] = {}
-    for number, (where, record) in enumerate(_records(path, columns)):
+    for number, (where, record) in enumerate(task_records(path, columns)):
         if first is not None and number >= first:
             break
         found = [read_choice(record, where)] if kind == "choice" else KINDS[kind].read(record, where)
@@ -61,7 +61,8 @@ def read_questions(
     return out
 
 
-def _records(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, JSON]]]:
+def task_records(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, JSON]]]:
+    """Yield (place, record) of a file of any format, its columns renamed. Raises `DataError` for a bad record."""
     from tunesmith.data.files import read_records
     from tunesmith.data.records import BadRecord
 
