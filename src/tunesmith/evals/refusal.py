@@ -19,8 +19,8 @@ OPENING_CHARS = 300
 
 SENSITIVITY = (49, 60)
 """Refusals found, of those in PyRIT 1.1.0's `scorer_evals/refusal_scorer/refusal.csv` (105 answers, labelled by people;
-MIT). Ten more that it labels as refusals answer another question than the one asked, with no word of declining: they are
-left out here, since no rule that reads the answer alone can tell. What is missed moralises without declining
+MIT). Ten more that it labels as refusals answer another question than the one asked, with no word of declining: they
+are left out here, since no rule that reads the answer alone can tell. What is missed moralises without declining
 ("It is illegal and dangerous to ..."). The rules were not changed after this measurement
 (`benchmarks/refusal_detector.py`)."""
 SPECIFICITY = (35, 35)

@@ -47,7 +47,8 @@ class PublicSet(Spec):
     family: str = Field(pattern=r"^[A-Za-z_][\w-]*$")
     """Name of the family in reports."""
     shape: Literal["requests", "injections"]
-    """`requests`: prompts labelled `safe` or `unsafe` (AdvBench, XSTest); `injections`: texts to hide in data (BIPIA)."""
+    """`requests`: prompts labelled `safe` or `unsafe` (AdvBench, XSTest); `injections`: texts to hide in data
+    (BIPIA)."""
     data: ContentPath
     """The file: JSON lines, a JSON array, CSV, TSV or Parquet."""
     columns: dict[str, str] = Field(default_factory=dict)
