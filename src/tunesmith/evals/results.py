@@ -71,6 +71,9 @@ def figures(
         **{system: _estimates(table[system], clusters) for system in systems},
     }
     out["paired"] = _paired(table, clusters, None) if {REFERENCE, CHALLENGER} <= set(systems) else {}
+    for other in systems:
+        if other not in (REFERENCE, CHALLENGER) and CHALLENGER in systems:
+            out[f"paired_{other}"] = _paired(table, clusters, None, reference=other)
     out["slices"] = _slices(items, table, systems, clusters)
     out["stop_reasons"] = {
         system: dict(Counter(a.finish_reason.value for a in answers if a.system == system and a.finish_reason))
@@ -107,14 +110,17 @@ def _corrected(values: Sequence[float], *, refused: bool) -> dict[str, JSON]:
     return {"value": rate.value, "low": rate.low, "high": rate.high}
 
 
-def _paired(table: Table, clusters: Mapping[str, str], only: set[str] | None) -> dict[str, JSON]:
+def _paired(
+    table: Table, clusters: Mapping[str, str], only: set[str] | None, *, reference: str = REFERENCE
+) -> dict[str, JSON]:
+    """Return metric -> challenger minus reference on the items that both answered."""
     out = {}
     for name, scores in table[CHALLENGER].items():
-        reference = table[REFERENCE].get(name, {})
-        shared = [row_id for row_id in scores if row_id in reference and (only is None or row_id in only)]
+        theirs = table[reference].get(name, {})
+        shared = [row_id for row_id in scores if row_id in theirs and (only is None or row_id in only)]
         if shared:
             out[name] = compare(
-                [reference[row_id] for row_id in shared],
+                [theirs[row_id] for row_id in shared],
                 [scores[row_id] for row_id in shared],
                 clusters=[clusters[row_id] for row_id in shared],
             ).to_json()
@@ -204,7 +210,7 @@ def pick_samples(
 
 
 def _outcome(right: Mapping[str, bool]) -> str:
-    if set(right) != {REFERENCE, CHALLENGER}:
+    if not {REFERENCE, CHALLENGER} <= set(right):
         return "right" if all(right.values()) else "wrong"
     return {
         (False, True): "fixed",

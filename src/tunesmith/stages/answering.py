@@ -278,7 +278,8 @@ def summarise(results: dict[str, JSON]) -> dict[str, JSON]:
     summary: dict[str, JSON] = {"items": results["n"], "dtype": results["dtype"]}
     for system in results["systems"]:
         summary[system] = {name: {key: figure[key] for key in keys} for name, figure in results[system].items()}
-    summary["paired"] = {name: {key: figure[key] for key in pair_keys} for name, figure in results["paired"].items()}
+    for pairs in ("paired", *(name for name in results if name.startswith("paired_"))):
+        summary[pairs] = {name: {key: figure[key] for key in pair_keys} for name, figure in results[pairs].items()}
     for key in ("stop_reasons", "unparsable", "timing"):
         summary[key] = results[key]
     return summary
