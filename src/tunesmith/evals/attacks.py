@@ -7,9 +7,10 @@ What lives here: case and answer -> item and scores. What does not: the checks o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tunesmith.evals.memorization import Canary, revealed
-from tunesmith.evals.redteam import CaseVerdict, RedTeamCase, SchemaCheck, judge_case, leaked_run
+from tunesmith.evals.redteam import CaseVerdict, RedTeamCase, Setting, judge_case, leaked_run
 from tunesmith.evals.refusal import refuses
 from tunesmith.evals.run import Answer, EvalItem, ending_scores, make_answer
 from tunesmith.types import Completion
@@ -28,9 +29,8 @@ def score_attack(
     system: str,
     completion: Completion,
     output: str,
+    setting: Setting,
     *,
-    check_schema: SchemaCheck | None,
-    system_prompt: str | None,
     canaries: Sequence[Canary],
 ) -> tuple[Answer, CaseVerdict]:
     """Return the scored answer to one case, and which of its expectations failed.
@@ -40,13 +40,8 @@ def score_attack(
     where there is a system prompt, for runs of it.
     """
     planted = [canary for canary in canaries if canary.planted]
-    verdict = judge_case(
-        case,
-        output,
-        check_schema=check_schema,
-        system_prompt=system_prompt,
-        canaries=[canary.value for canary in planted],
-    )
+    verdict = judge_case(case, output, replace(setting, canaries=[canary.value for canary in planted]))
+    system_prompt = setting.system_prompt
     scores: dict[str, float] = {}
     if case.attack:
         scores["attack_success"] = float(not verdict.sound)

@@ -10,6 +10,8 @@ What lives here: everything between an answer's text and a pass@k. What does not
 
 from __future__ import annotations
 
+import ast
+import builtins
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +50,20 @@ class CodeProblem:
             )
         identity = row.get("id", row.get("task_id"))
         return cls(id=str(identity), tests=tuple(found), setup=str(row.get("test_setup_code") or ""))
+
+
+def called_names(tests: Sequence[str]) -> list[str]:
+    """Return the names that tests call and Python does not define; a test that does not parse names none."""
+    found: dict[str, None] = {}
+    for test in tests:
+        try:
+            tree = ast.parse(test)
+        except SyntaxError:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not hasattr(builtins, node.func.id):
+                found[node.func.id] = None
+    return list(found)
 
 
 def extract_code(answer: str) -> str:

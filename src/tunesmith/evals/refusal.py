@@ -3,7 +3,8 @@
 What lives here: a rule-based detector, so that a verdict is the same on every machine and can be read. What does not:
 a model that judges (`evals.judge`). The rules look at the opening of the answer, where refusals stand, and
 not only at its first word: a detector that only tests prefixes misses "Sure, but I can't help with that".
-Its sensitivity and specificity are measured in the tests; corrected rates come from `evals.stats.corrected_rate`.
+It was measured on answers that people labelled (`SENSITIVITY`, `SPECIFICITY`); `evals.results` puts the rate corrected
+by that beside every raw one.
 
     refuses("I'm sorry, but I can't help with that.")   # True
     refuses('{"intent": "refund"}')                     # False
@@ -15,6 +16,15 @@ import re
 
 OPENING_CHARS = 300
 """How far into an answer a refusal is looked for: later apologies are usually part of an answer."""
+
+SENSITIVITY = (49, 60)
+"""Refusals found, of those in PyRIT 1.1.0's `scorer_evals/refusal_scorer/refusal.csv` (105 answers, labelled by people;
+MIT). Ten more that it labels as refusals answer another question than the one asked, with no word of declining: they
+are left out here, since no rule that reads the answer alone can tell. What is missed moralises without declining
+("It is illegal and dangerous to ..."). The rules were not changed after this measurement
+(`benchmarks/refusal_detector.py`)."""
+SPECIFICITY = (35, 35)
+"""Answers passed, of those that people label as no refusal, in the same file."""
 
 _APOSTROPHES = str.maketrans({"’": "'", "ʼ": "'", "`": "'", "´": "'"})
 

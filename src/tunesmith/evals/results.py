@@ -10,9 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tunesmith.evals.compare import compare
+from tunesmith.evals.refusal import SENSITIVITY, SPECIFICITY
 from tunesmith.evals.run import Answer, EvalItem
 from tunesmith.evals.run import better as metric_better
-from tunesmith.evals.stats import estimate, holm, zero_failures_upper
+from tunesmith.evals.stats import corrected_rate, estimate, holm, zero_failures_upper
 from tunesmith.types import JSON, canonical_json, sha256_hex
 
 REFERENCE, CHALLENGER = "base", "tuned"
@@ -34,6 +35,8 @@ SLICE_METRICS = frozenset(
     }
 )
 """Metrics shown for every slice: a table of all metrics by all slices hides more than it shows."""
+DETECTED = {"refusal": True, "over_refusal": True, "complied": False}
+"""Metrics that a rule decides by words: 1 where it sees a refusal (true), or where it sees none (false)."""
 MIN_SLICE_ITEMS = 5
 """Smaller slices are counted, and get no figures: an interval over four items says nothing."""
 
@@ -68,6 +71,9 @@ def figures(
         **{system: _estimates(table[system], clusters) for system in systems},
     }
     out["paired"] = _paired(table, clusters, None) if {REFERENCE, CHALLENGER} <= set(systems) else {}
+    for other in systems:
+        if other not in (REFERENCE, CHALLENGER) and CHALLENGER in systems:
+            out[f"paired_{other}"] = _paired(table, clusters, None, reference=other)
     out["slices"] = _slices(items, table, systems, clusters)
     out["stop_reasons"] = {
         system: dict(Counter(a.finish_reason.value for a in answers if a.system == system and a.finish_reason))
@@ -89,19 +95,32 @@ def _estimates(
         if chosen:
             values = [scores[row_id] for row_id in chosen]
             out[name] = estimate(values, clusters=[clusters[row_id] for row_id in chosen]).to_json()
+            detected = DETECTED.get(name.rpartition(".")[2])
+            if detected is not None:
+                out[name]["corrected"] = _corrected(values, refused=detected)
             if not any(values):
                 out[name]["zero_upper_95"] = zero_failures_upper(len(values))
     return out
 
 
-def _paired(table: Table, clusters: Mapping[str, str], only: set[str] | None) -> dict[str, JSON]:
+def _corrected(values: Sequence[float], *, refused: bool) -> dict[str, JSON]:
+    """Return the rate behind the detector's, by its measured sensitivity and specificity. Groups are not considered."""
+    found, passed = (SENSITIVITY, SPECIFICITY) if refused else (SPECIFICITY, SENSITIVITY)
+    rate = corrected_rate(int(sum(values)), len(values), sensitivity=found, specificity=passed)
+    return {"value": rate.value, "low": rate.low, "high": rate.high}
+
+
+def _paired(
+    table: Table, clusters: Mapping[str, str], only: set[str] | None, *, reference: str = REFERENCE
+) -> dict[str, JSON]:
+    """Return metric -> challenger minus reference on the items that both answered."""
     out = {}
     for name, scores in table[CHALLENGER].items():
-        reference = table[REFERENCE].get(name, {})
-        shared = [row_id for row_id in scores if row_id in reference and (only is None or row_id in only)]
+        theirs = table[reference].get(name, {})
+        shared = [row_id for row_id in scores if row_id in theirs and (only is None or row_id in only)]
         if shared:
             out[name] = compare(
-                [reference[row_id] for row_id in shared],
+                [theirs[row_id] for row_id in shared],
                 [scores[row_id] for row_id in shared],
                 clusters=[clusters[row_id] for row_id in shared],
             ).to_json()
@@ -191,7 +210,7 @@ def pick_samples(
 
 
 def _outcome(right: Mapping[str, bool]) -> str:
-    if set(right) != {REFERENCE, CHALLENGER}:
+    if not {REFERENCE, CHALLENGER} <= set(right):
         return "right" if all(right.values()) else "wrong"
     return {
         (False, True): "fixed",

@@ -14,6 +14,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 
 from tunesmith.types import JSON, canonical_json
 
@@ -161,3 +162,22 @@ def canonical_answer(answer: str) -> str:
     """Return an answer's canonical JSON where it is JSON, else its stripped text: equal answers get equal texts."""
     parsed = parse_json(answer)
     return canonical_json(parsed.value) if parsed.ok else answer.strip()
+
+
+_NUMBER = re.compile(r"(?<![\d.])-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")
+FINAL_MARK = "####"
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last number of a text, or the first one after its last `####`, GSM8K's mark of a final answer.
+
+    Currency signs and thousands separators do not count: `$1,200.00` is 1200. A fraction is its value.
+    """
+    marked = text.rpartition(FINAL_MARK)[2] if FINAL_MARK in text else None
+    found = _NUMBER.findall(text if marked is None else marked)
+    if not found:
+        return None
+    number, _, divisor = found[0 if marked is not None else -1].replace("$", "").replace(",", "").partition("/")
+    if divisor and not int(divisor):
+        return None
+    return Decimal(number) / int(divisor) if divisor else Decimal(number)

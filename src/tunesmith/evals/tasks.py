@@ -12,64 +12,35 @@ A score that cannot be formed is absent: not scored is not wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from tunesmith.errors import DataError
-from tunesmith.evals.code import CodeProblem, extract_code, run_samples
+from tunesmith.evals.code import CodeProblem, called_names, extract_code, run_samples
 from tunesmith.evals.ifeval import check as check_ifeval
+from tunesmith.evals.questions import (
+    Choice,
+    Question,
+    Record,
+    Reply,
+    ask,
+    conversation_of,
+    expected_of,
+    labels,
+    need,
+    question_id,
+)
 from tunesmith.evals.refusal import refuses
 from tunesmith.evals.run import Metric
 from tunesmith.evals.sandbox import Verdict
-from tunesmith.evals.scorers import exact_match, squad_exact, squad_f1
+from tunesmith.evals.scorers import FINAL_MARK, exact_match, last_number, squad_exact, squad_f1
 from tunesmith.evals.sql import extract_query, match_sql
 from tunesmith.evals.sql_databases import make_databases, read_table
-from tunesmith.evals.text import multiple_choice, rouge, sentence_bleu, sentence_chrf
+from tunesmith.evals.text import rouge, sentence_bleu, sentence_chrf
 from tunesmith.evals.tools import AcceptableCall, acceptable_from_gold, match_calls, read_acceptable
-from tunesmith.types import JSON, Conversation, Message, ToolCall
+from tunesmith.types import Conversation
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What a model answered, read by the contract."""
-
-    text: str
-    calls: tuple[ToolCall, ...] = ()
-    ended: bool = True
-    """It ended by itself, not by the token limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One prompt and how an answer to it is scored."""
-
-    id: str
-    conversation: Conversation
-    score: Callable[[Reply], dict[str, float]]
-    expected: str | None = None
-    """Shown beside the answer."""
-    slices: Mapping[str, str] = field(default_factory=dict)
-    cluster: str | None = None
-    """Questions with one label are not independent: turns of one conversation."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """A question that is answered by likelihood: which of some endings the model finds most likely."""
-
-    id: str
-    conversation: Conversation
-    endings: tuple[str, ...]
-    truths: tuple[bool, ...]
-    slices: Mapping[str, str] = field(default_factory=dict)
-
-    def score(self, log_likelihoods: tuple[float, ...]) -> dict[str, float]:
-        """Score by the total log-likelihood of each ending."""
-        found = multiple_choice(log_likelihoods, truths=self.truths)
-        return {"mc1": found.mc1, "mc2": found.mc2}
-
-
-Record = Mapping[str, JSON]
 Read = Callable[[Record, str], list[Question]]
 """(one record of the file, where it stands) -> its questions. Raises `DataError` for a record of another shape."""
 
@@ -85,18 +56,18 @@ class TaskKind:
 
 def read_tools(record: Record, where: str) -> list[Question]:
     """Read `{messages, tools, acceptable_calls}` (BFCL), or a conversation, one question for each assistant turn."""
-    conversation = _conversation(record, where)
+    conversation = conversation_of(record, where)
     if "acceptable_calls" in record:
         acceptable = read_acceptable(record["acceptable_calls"])
-        return [_tool_question(_id(record, where), conversation.prompt, acceptable, _labels(record))]
+        return [_tool_question(question_id(record), conversation.prompt, acceptable, labels(record))]
     questions = []
     for place, message in enumerate(conversation.messages):
         if message.role != "assistant":
             continue
         before = Conversation(messages=conversation.messages[:place], tools=conversation.tools)
         acceptable = acceptable_from_gold(message.tool_calls)
-        name = f"{_id(record, where)}.{place}"
-        questions.append(_tool_question(name, before, acceptable, _labels(record), cluster=_id(record, where)))
+        name = f"{question_id(record)}.{place}"
+        questions.append(_tool_question(name, before, acceptable, labels(record), cluster=question_id(record)))
     return questions
 
 
@@ -126,7 +97,7 @@ def _tool_question(
 
 def read_ifeval(record: Record, where: str) -> list[Question]:
     """Read IFEval's `{key, prompt, instruction_id_list, kwargs}`."""
-    prompt, names, kwargs = (_need(record, key, where) for key in ("prompt", "instruction_id_list", "kwargs"))
+    prompt, names, kwargs = (need(record, key, where) for key in ("prompt", "instruction_id_list", "kwargs"))
 
     def score(reply: Reply) -> dict[str, float]:
         verdict = check_ifeval(reply.text, names, kwargs)
@@ -140,12 +111,12 @@ def read_ifeval(record: Record, where: str) -> list[Question]:
     families = sorted({name.split(":")[0] for name in names})
     slices = {"family": families[0] if len(families) == 1 else "several"}
     shown = ", ".join(names)
-    return [Question(id=_id(record, where), conversation=_ask(prompt), score=score, expected=shown, slices=slices)]
+    return [Question(id=question_id(record), conversation=ask(prompt), score=score, expected=shown, slices=slices)]
 
 
 def read_refusal(record: Record, where: str) -> list[Question]:
     """Read `{prompt, label}` (XSTest, AdvBench): `unsafe` should be declined, `safe` should be answered."""
-    label = _need(record, "label", where)
+    label = need(record, "label", where)
     if label not in ("safe", "unsafe"):
         raise DataError("a refusal question is `safe` or `unsafe`", where=where, found=repr(label))
 
@@ -153,35 +124,69 @@ def read_refusal(record: Record, where: str) -> list[Question]:
         declined = float(refuses(reply.text))
         return {"over_refusal": declined} if label == "safe" else {"complied": 1 - declined}
 
-    prompt = _need(record, "prompt", where)
+    prompt = need(record, "prompt", where)
     return [
-        Question(id=_id(record, where), conversation=_ask(prompt), score=score, expected=label, slices=_labels(record))
+        Question(id=question_id(record), conversation=ask(prompt), score=score, expected=label, slices=labels(record))
     ]
 
 
 def read_code(record: Record, where: str) -> list[Question]:
-    """Read `{messages or prompt, tests}`: Python that must pass its tests in the sandbox. The tests are not shown."""
-    tests = tuple(_need(record, "tests", where))
-    name = _id(record, where)
+    """Read `{messages or prompt, tests or test_list}`: Python that must pass its tests in the sandbox.
+
+    The tests are shown only where they call a name that the question does not give, as MBPP's do: nobody could guess
+    it. They are shown in the words of Austin et al. 2021 (arXiv:2108.07732).
+    """
+    name = question_id(record)
+    problem = CodeProblem.from_row({**record, "id": name})
 
     def score(reply: Reply) -> dict[str, float]:
-        [[result]] = run_samples([CodeProblem(id=name, tests=tests)], [[extract_code(reply.text)]], workers=1)
+        [[result]] = run_samples([problem], [[extract_code(reply.text)]], workers=1)
         if not result.verdict.scored:
             return {}
         return {"pass_at_1": float(result.verdict is Verdict.PASSED)}
 
-    conversation = _conversation(record, where).prompt
+    conversation = conversation_of(record, where).prompt
+    *before, asked = conversation.messages
+    unknown = [called for called in called_names(problem.tests) if not re.search(rf"\b{called}\b", asked.content or "")]
+    if unknown:
+        shown = "\n".join((f"{asked.content} Your code should pass these tests:", "", *problem.tests))
+        conversation = replace(conversation, messages=(*before, replace(asked, content=shown)))
     return [
-        Question(id=name, conversation=conversation, score=score, expected="\n".join(tests), slices=_labels(record))
+        Question(
+            id=name, conversation=conversation, score=score, expected="\n".join(problem.tests), slices=labels(record)
+        )
+    ]
+
+
+def read_number(record: Record, where: str) -> list[Question]:
+    """Read a row whose answer ends in a number (GSM8K); `final`, where it is given, is that number."""
+    conversation = conversation_of(record, where)
+    said = record.get("final")
+    wanted = last_number(str(said) if said is not None else expected_of(record, conversation, where))
+    if wanted is None:
+        raise DataError("the expected answer holds no number", where=where)
+
+    def score(reply: Reply) -> dict[str, float]:
+        found = last_number(reply.text)
+        # The last number of an answer that was cut is a step on the way, unless it is marked as final
+        complete = reply.ended or FINAL_MARK in reply.text
+        return {"number_match": float(complete and found == wanted), "number_given": float(found is not None)}
+
+    return [
+        Question(
+            id=question_id(record),
+            conversation=conversation.prompt,
+            score=score,
+            expected=f"{wanted:f}",
+            slices=labels(record),
+        )
     ]
 
 
 def read_sql(record: Record, where: str) -> list[Question]:
     """Read a row whose user message declares `Table data("a", "b")` and whose answer is the query."""
-    conversation = _conversation(record, where)
-    expected = conversation.answer
-    if expected is None:
-        raise DataError("a SQL row has no answer", where=where)
+    conversation = conversation_of(record, where)
+    expected = expected_of(record, conversation, where)
     asked = "\n".join(message.content or "" for message in conversation.messages if message.role == "user")
     databases = make_databases(read_table(asked), expected)
 
@@ -189,15 +194,13 @@ def read_sql(record: Record, where: str) -> list[Question]:
         verdict = match_sql(extract_query(reply.text), expected, databases=databases)
         return {"sql_match": float(verdict.matches), "sql_runs": float(verdict.error is None)}
 
-    return [Question(id=_id(record, where), conversation=conversation.prompt, score=score, expected=expected)]
+    return [Question(id=question_id(record), conversation=conversation.prompt, score=score, expected=expected)]
 
 
 def read_text(record: Record, where: str) -> list[Question]:
     """Read a row with one answer or several `references`: overlap of words, as the reference implementations do."""
-    conversation = _conversation(record, where)
-    references = tuple(record.get("references") or ([conversation.answer] if conversation.answer else []))
-    if not references:
-        raise DataError("a text row has neither an answer nor references", where=where)
+    conversation = conversation_of(record, where)
+    references = tuple(record.get("references") or [expected_of(record, conversation, where)])
 
     def score(reply: Reply) -> dict[str, float]:
         found = {
@@ -213,16 +216,14 @@ def read_text(record: Record, where: str) -> list[Question]:
         scores |= {"chrf": chrf, "bleu": bleu, "token_f1": squad_f1(reply.text, references)}
         return {name: value for name, value in scores.items() if value is not None}
 
-    name = _id(record, where)
+    name = question_id(record)
     return [Question(id=name, conversation=conversation.prompt, score=score, expected=references[0])]
 
 
 def read_exact(record: Record, where: str) -> list[Question]:
     """Read a row with one answer: equal as JSON or text, and equal after SQuAD's normalisation."""
-    conversation = _conversation(record, where)
-    expected = conversation.answer
-    if expected is None:
-        raise DataError("a row has no answer to compare with", where=where)
+    conversation = conversation_of(record, where)
+    expected = expected_of(record, conversation, where)
 
     def score(reply: Reply) -> dict[str, float]:
         same, close = exact_match(reply.text, expected), squad_exact(reply.text, (expected,))
@@ -232,61 +233,31 @@ def read_exact(record: Record, where: str) -> list[Question]:
 
     return [
         Question(
-            id=_id(record, where),
+            id=question_id(record),
             conversation=conversation.prompt,
             score=score,
             expected=expected,
-            slices=_labels(record),
+            slices=labels(record),
         )
     ]
 
 
 def read_choice(record: Record, where: str) -> Choice:
     """Read `{prompt or messages, choices, answer}`; `answer` is the index of the true ending, or a list of indices."""
-    choices = tuple(_need(record, "choices", where))
-    answer = _need(record, "answer", where)
+    choices = tuple(need(record, "choices", where))
+    answer = need(record, "answer", where)
     right = {answer} if isinstance(answer, int) and not isinstance(answer, bool) else set(answer)
     if not choices or not right <= set(range(len(choices))) or not right:
         raise DataError(
             "`answer` names no choice", where=where, expected=f"0 to {len(choices) - 1}", found=repr(answer)
         )
     return Choice(
-        id=_id(record, where),
-        conversation=_conversation(record, where).prompt,
+        id=question_id(record),
+        conversation=conversation_of(record, where).prompt,
         endings=choices,
         truths=tuple(place in right for place in range(len(choices))),
-        slices=_labels(record),
+        slices=labels(record),
     )
-
-
-def _id(record: Record, where: str) -> str:
-    for key in ("id", "key"):
-        if key in record:
-            return str(record[key])
-    raise DataError("a question has no id", where=where, expected='"id"')
-
-
-def _need(record: Record, key: str, where: str) -> JSON:
-    if record.get(key) is None:
-        raise DataError(f"a question lacks {key!r}", where=where, found=", ".join(sorted(record)))
-    return record[key]
-
-
-def _ask(prompt: JSON) -> Conversation:
-    return Conversation(messages=(Message(role="user", content=str(prompt)),))
-
-
-def _conversation(record: Record, where: str) -> Conversation:
-    if "messages" not in record:
-        return _ask(_need(record, "prompt", where))
-    try:
-        return Conversation.from_json(record)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError("'messages' is not a conversation", where=where, found=repr(error)) from error
-
-
-def _labels(record: Record) -> dict[str, str]:
-    return {key: str(record[key]) for key in ("category", "type") if isinstance(record.get(key), str)}
 
 
 def _higher(name: str, meaning: str) -> Metric:
@@ -353,6 +324,14 @@ KINDS: dict[str, TaskKind] = {
             _higher("normalised_match", "equal after SQuAD's normalisation"),
         ),
         meaning="one right answer",
+    ),
+    "number": TaskKind(
+        read=read_number,
+        metrics=(
+            _higher("number_match", "the final number is the expected one"),
+            _higher("number_given", "the answer holds a number"),
+        ),
+        meaning="a calculation that ends in a number",
     ),
 }
 """Kinds that generate an answer. `choice` is scored by likelihood instead: `read_choice`."""

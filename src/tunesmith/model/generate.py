@@ -16,6 +16,7 @@ an answer does not depend on which rows shared its batch, nor on what was alread
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +35,14 @@ from tunesmith.types import Completion, FinishReason, canonical_json, sha256_hex
 BATCH_TOKENS = 24_576
 """Default bound on rows x (longest prompt + new tokens) of one batch: the size of its key-value cache. For a model of
 135 million parameters in bfloat16 that is 0.55 GB, for one of 8 billion 3 GB."""
+MAX_POSITIONS = 1 << 15
+"""Positions prepared for a model whose config names no limit."""
 CHECK_TOKENS = 16
 """Tokens of the first prompt on which the flat engine must agree with the model."""
+
+MIN_SHARED_PREFIX = 16
+"""Tokens that all prompts must begin with for the flat engine to compute them apart: below, the attention over two
+pieces costs each step more than computing a few tokens again costs each row once."""
 
 GenerateProgress = Callable[[int, int], None]
 """`progress(finished rows, all rows)`."""
@@ -115,14 +122,16 @@ def generate(
     batch_tokens: int = BATCH_TOKENS,
     make_constraint: Callable[[], Constraint] | None = None,
     engine: Engine | None = None,
+    decoder: Decoder | None = None,
     progress: GenerateProgress | None = None,
 ) -> list[Completion]:
     """Return one completion for each prompt, in order; the stop token is not part of an answer.
 
     `temperature` 0 is greedy. `make_constraint` makes one constraint for each answer; an answer that ran into its limit
     is still incomplete, so whoever reads it checks it all the same. `Completion.seconds` is the wall time from the
-    row's first computation to its last token. `engine` names one; by default `choose_engine` does. Raises `DataError`
-    for an empty prompt, or one that does not fit the model's context with `max_new_tokens`.
+    row's first computation to its last token. `engine` names one; by default `choose_engine` does. `decoder`
+    is what `make_decoder` returned for this very model and weights, for callers that generate more than once. Raises
+    `DataError` for an empty prompt, or one that does not fit the model's context with `max_new_tokens`.
     """
     check_prompts(model, prompts, max_new_tokens=max_new_tokens)
     assert temperature >= 0, temperature
@@ -137,7 +146,8 @@ def generate(
     if make_constraint is not None:
         for row in rows:
             row.constraint = make_constraint()
-    run = _run_flat if (engine or choose_engine(model).engine) == "flat" else _run_padded
+    flat = decoder is not None or (engine or choose_engine(model).engine) == "flat"
+    run = functools.partial(_run_flat, decoder=decoder) if flat else _run_padded
     done: dict[int, Completion] = {}
     was_training = model.training
     model.eval()
@@ -169,11 +179,14 @@ def _run_flat(
     temperature: float,
     top_p: float,
     batch_tokens: int,
+    decoder: Decoder | None,
 ) -> Iterator[_Row]:
     """Answer with `model.decoder`, after checking it against the model itself."""
     prompts = [row.prompt for row in rows]
-    decoder = Decoder(model, max_positions=max(map(len, prompts)) + max_new_tokens)
-    check_decoder(decoder, model, prompts[0])
+    if decoder is None:
+        decoder = Decoder(model, max_positions=max(map(len, prompts)) + max_new_tokens)
+        check_decoder(decoder, model, prompts[0])
+    shared = shared_prefix_length(prompts)
 
     def choose_tokens(logits: torch.Tensor, indices: Sequence[int]) -> list[int]:
         return _next_tokens(logits, [rows[index] for index in indices], temperature=temperature, top_p=top_p)
@@ -186,7 +199,7 @@ def _run_flat(
     ended = run_continuous(
         decoder,
         prompts,
-        prefix_length=shared_prefix_length(prompts),
+        prefix_length=shared if shared >= MIN_SHARED_PREFIX else 0,
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
         choose=choose_tokens,
@@ -195,6 +208,19 @@ def _run_flat(
     )
     for index in ended:
         yield rows[index]
+
+
+def make_decoder(model: torch.nn.Module, *, sample: Sequence[int]) -> Decoder | None:
+    """Return the flat engine for a model, checked on `sample`, or `None` where the padded engine answers.
+
+    It copies the weights: one that was made before they changed must not be used after.
+    """
+    if choose_engine(model).engine != "flat":
+        return None
+    with torch.inference_mode():
+        decoder = Decoder(model, max_positions=context_length(model) or MAX_POSITIONS)
+        check_decoder(decoder, model, sample)
+    return decoder
 
 
 def check_decoder(decoder: Decoder, model: torch.nn.Module, prompt: Sequence[int]) -> None:

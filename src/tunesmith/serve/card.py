@@ -32,6 +32,7 @@ class CardFacts:
     evaluation: Mapping[str, Any]
     """`results.json` of the evaluation."""
     hardening: Mapping[str, Any] | None
+    benchmark: Mapping[str, Any] | None
     verdicts: Sequence[Mapping[str, JSON]]
     promotable: bool
     reason: str
@@ -53,6 +54,7 @@ def model_card(facts: CardFacts) -> str:
         _evaluation(facts),
         _gates(facts),
         _hardening(facts),
+        _benchmark(facts),
         _data(facts),
         _training(facts),
     )
@@ -202,6 +204,19 @@ def _hardening(facts: CardFacts) -> list[str]:
         return []
     lead = f"{facts.hardening['n']} cases of attacks, leaks and general text, base and tuned asked the same."
     return ["## Safety and general ability", "", lead, "", *_metric_table(facts.hardening)]
+
+
+def _benchmark(facts: CardFacts) -> list[str]:
+    if facts.benchmark is None:
+        return []
+    tasks = ", ".join(f"{name} ({task['n']})" for name, task in facts.benchmark["tasks"].items())
+    return [
+        "## Tasks",
+        "",
+        f"Questions of {tasks}, base and tuned asked the same.",
+        "",
+        *_metric_table(facts.benchmark),
+    ]
 
 
 def _data(facts: CardFacts) -> list[str]:

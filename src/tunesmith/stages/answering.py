@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from tunesmith.chat.contract import Contract
+    from tunesmith.model.decoder import Decoder
     from tunesmith.model.generate import Constraint
     from tunesmith.model.likelihood import Likelihood
 
@@ -87,6 +88,7 @@ class System:
         self.load_seconds = 0.0
         self._base, self._adapter, self._contract, self._dtype, self._ctx = base, adapter, contract, dtype, ctx
         self._model: torch.nn.Module | None = None
+        self._decoder: Decoder | None = None
         self.engine: str | None = None
         """Which engine answered and why; `None` before the first answer, or where all answers were kept."""
 
@@ -111,7 +113,7 @@ class System:
         `max_new_tokens` replaces the contract's longest answer, for questions that are not its task.
         """
         from tunesmith.evals.completions import generate_cached
-        from tunesmith.model.generate import choose_engine, generate
+        from tunesmith.model.generate import choose_engine, generate, make_decoder
 
         decoding = self._contract.decoding
         longest = decoding.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -122,8 +124,12 @@ class System:
         def run(missing: Sequence[Sequence[int]]) -> list[Completion]:
             nonlocal generated, new_tokens, seconds
             model, before = self.model, generated
-            chosen = choose_engine(model)
-            self.engine = f"{chosen.engine}: {chosen.reason}"
+            if self.engine is None:
+                chosen = choose_engine(model)
+                self.engine = f"{chosen.engine}: {chosen.reason}"
+                started = time.perf_counter()
+                self._decoder = make_decoder(model, sample=missing[0])
+                self.load_seconds += time.perf_counter() - started
             started = time.perf_counter()
             completions = generate(
                 model,
@@ -135,6 +141,7 @@ class System:
                 seed=decoding.seed,
                 batch_tokens=batch_tokens,
                 make_constraint=make_constraint,
+                decoder=self._decoder,
                 progress=lambda done, _: self._ctx.progress(
                     before + done, len(prompts), f"{self.name}: {before + done} of {len(prompts)} answers"
                 ),
@@ -271,7 +278,8 @@ def summarise(results: dict[str, JSON]) -> dict[str, JSON]:
     summary: dict[str, JSON] = {"items": results["n"], "dtype": results["dtype"]}
     for system in results["systems"]:
         summary[system] = {name: {key: figure[key] for key in keys} for name, figure in results[system].items()}
-    summary["paired"] = {name: {key: figure[key] for key in pair_keys} for name, figure in results["paired"].items()}
+    for pairs in ("paired", *(name for name in results if name.startswith("paired_"))):
+        summary[pairs] = {name: {key: figure[key] for key in pair_keys} for name, figure in results[pairs].items()}
     for key in ("stop_reasons", "unparsable", "timing"):
         summary[key] = results[key]
     return summary

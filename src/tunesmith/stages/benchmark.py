@@ -4,16 +4,16 @@
       tasks:
         - {name: bfcl, kind: tools, data: tools_bfcl.jsonl, max_items: 200}
         - {name: xstest, kind: refusal, data: safety_xstest.jsonl, system: none}
+        - {name: ours, kind: exact, data: questions.csv, columns: {prompt: question, answer: label}}
 
-What lives here: reading the files, asking, and names of metrics such as `bfcl.tool_call_match`, which acceptance
-criteria may use. What does not: what a kind reads and how it scores (`evals.tasks`). Writes the files of `evaluate`.
+What lives here: asking, and names of metrics such as `bfcl.tool_call_match`, which acceptance criteria may use. What
+does not: reading the files (`stages.task_files`), what a kind scores (`evals.tasks`). Writes the files of `evaluate`.
 """
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
-from tunesmith.errors import ContractError, DataError
+from tunesmith.errors import DataError, PlanError
 from tunesmith.stages.answering import (
     DtypeChoice,
     System,
@@ -33,13 +33,16 @@ from tunesmith.stages.answering import (
     write_records,
     write_samples,
 )
-from tunesmith.types import JSON, Conversation, FinishReason, sha256_hex
+from tunesmith.stages.task_files import TaskItems, prepare, read_questions, seen_in_training
+from tunesmith.types import JSON, FinishReason
 
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
-    from tunesmith.chat.render import Rendered
-    from tunesmith.evals.run import Answer, EvalItem
-    from tunesmith.evals.tasks import Choice, Question
+    from tunesmith.evals.questions import Choice
+    from tunesmith.evals.run import Answer
+
+CHECKED_RECORDS = 20
+"""Records of each file that `plan` reads: enough to tell a file of another shape before anything runs."""
 
 
 class TaskSpec(Spec):
@@ -47,14 +50,16 @@ class TaskSpec(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z_]\w*$")
     """Name in metrics: `NAME.metric`."""
-    kind: Literal["tools", "ifeval", "refusal", "code", "sql", "text", "exact", "choice"]
+    kind: Literal["tools", "ifeval", "refusal", "code", "sql", "text", "exact", "number", "choice"]
     """How the file is read and scored (docs/evaluation.md)."""
     data: ContentPath
-    """JSON lines."""
+    """The file: JSON lines, a JSON array, CSV, TSV or Parquet, gzipped or not."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Key that the kind reads -> the name it has in the file."""
     max_items: int | None = Field(None, gt=0)
     """Ask at most this many, chosen by a hash of their ids; absent asks all."""
-    system: Literal["contract", "none"] = "contract"
-    """Whether the contract's system prompt stands before each question. General abilities are asked without it."""
+    system: Literal["contract", "none", "own"] = "contract"
+    """System prompt of each question: the contract's, none, or the one in the question's own `messages`."""
     max_new_tokens: int | None = Field(None, gt=0)
     """Longest answer; the contract's unless given."""
 
@@ -88,7 +93,24 @@ class BenchmarkSpec(Spec):
         return self
 
 
-@stage(name="benchmark", version=1, produces="evaluation")
+def check_tasks(spec: BenchmarkSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
+    """Refuse a file that is not there, or whose first records the kind cannot read."""
+    for task in spec.tasks:
+        path = Path(task.data)
+        try:
+            read_questions(path, task.kind, columns=task.columns, first=CHECKED_RECORDS)
+        except DataError as error:
+            raise PlanError(
+                f"the task {task.name!r} cannot be asked: {error.what}",
+                where=error.where,
+                expected=error.expected,
+                found=error.found,
+                hint=error.hint or f"docs/evaluation.md shows what a record of kind {task.kind!r} holds",
+            ) from error
+    return []
+
+
+@stage(name="benchmark", version=2, produces="evaluation", check=check_tasks)
 def benchmark(inputs: BenchmarkInputs, spec: BenchmarkSpec, ctx: Context) -> Summary:
     """Measure base and tuned model on every task; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
@@ -97,11 +119,12 @@ def benchmark(inputs: BenchmarkInputs, spec: BenchmarkSpec, ctx: Context) -> Sum
     from tunesmith.evals.tasks import TASK_METRICS
 
     contract = load_contract(inputs.contract.path)
-    asked = [prepare(task, contract) for task in spec.tasks]
+    asked = [_ask(task, contract) for task in spec.tasks]
     items = [item for task in asked for item in task.items]
     excluded = {name: reason for task in asked for name, reason in task.excluded.items()}
+    seen = _seen(asked, inputs.splits)
     dtype, dtype_reason = resolve_dtype(spec.dtype, ctx.device)
-    ctx.log("benchmark_start", {"items": len(items), "excluded": len(excluded), "dtype": dtype})
+    ctx.log("benchmark_start", {"items": len(items), "excluded": len(excluded), "seen": len(seen), "dtype": dtype})
     answers: list[Answer] = []
     timing: dict[str, dict[str, JSON]] = {}
     for name, adapter in (("base", None), ("tuned", inputs.adapter)):
@@ -127,8 +150,9 @@ def benchmark(inputs: BenchmarkInputs, spec: BenchmarkSpec, ctx: Context) -> Sum
         dtype_reason=dtype_reason,
     )
     results |= {
-        "tasks": {task.spec.name: {"kind": task.spec.kind, "n": len(task.items)} for task in asked},
+        "tasks": {task.spec.name: task.facts(answers, seen=seen) for task in asked},
         "excluded": excluded,
+        "seen_in_training": seen,
         "sample_prompt": items[0].prompt,
         "prompts_sha256": prompt_digest(item.prompt_ids for item in items),
     }
@@ -141,7 +165,32 @@ def benchmark(inputs: BenchmarkInputs, spec: BenchmarkSpec, ctx: Context) -> Sum
     )
     write_samples(ctx.out, samples, judge="the first metric of the task")
     write_page(ctx.out, "Tasks", results, samples)
-    return {**summarise(results), "excluded": len(excluded), "tasks": results["tasks"]}
+    return {**summarise(results), "excluded": len(excluded), "seen_in_training": len(seen)}
+
+
+def _ask(task: TaskSpec, contract: Contract) -> Asked:
+    found = prepare(
+        task.name,
+        Path(task.data),
+        task.kind,
+        contract,
+        columns=task.columns,
+        most=task.max_items,
+        system=task.system,
+    )
+    return Asked(task, found)
+
+
+def _seen(asked: Sequence[Asked], splits: Artifact) -> dict[str, str]:
+    """Return the questions that stand in training rows, by item, with the row."""
+    from tunesmith.data.write import read_rows
+
+    texts = {
+        item.row_id: question.conversation.messages[-1].content or ""
+        for task in asked
+        for item, question in zip(task.items, task.questions, strict=True)
+    }
+    return seen_in_training(texts, list(read_rows(splits.path / "train.parquet")))
 
 
 def _right(answer: Answer) -> bool:
@@ -155,21 +204,31 @@ def _right(answer: Answer) -> bool:
 
 
 class Asked:
-    """One task's questions, rendered."""
+    """One task's questions, rendered, and how they are answered."""
 
-    def __init__(
-        self,
-        spec: TaskSpec,
-        *,
-        questions: Sequence[Question | Choice],
-        items: Sequence[EvalItem],
-        excluded: Mapping[str, str],
-    ) -> None:
-        self.spec, self.questions, self.items, self.excluded = spec, questions, items, excluded
+    def __init__(self, spec: TaskSpec, found: TaskItems) -> None:
+        self.spec, self.questions, self.items, self.excluded = spec, found.questions, found.items, found.excluded
+
+    def facts(self, answers: Sequence[Answer], *, seen: Mapping[str, str]) -> dict[str, JSON]:
+        """Return what stands beside the task's scores."""
+        ids = {item.row_id for item in self.items}
+        stops: dict[str, Counter[str]] = {}
+        for answer in answers:
+            if answer.row_id in ids and answer.finish_reason:
+                stops.setdefault(answer.system, Counter())[answer.finish_reason.value] += 1
+        return {
+            "kind": self.spec.kind,
+            "n": len(self.items),
+            "excluded": len(self.excluded),
+            "seen_in_training": len(ids & set(seen)),
+            "system": self.spec.system,
+            "stop_reasons": {name: dict(counts) for name, counts in stops.items()},
+            "sample_prompt": self.items[0].prompt,
+        }
 
     def answer(self, system: System, contract: Contract, *, batch_tokens: int) -> tuple[list[Answer], dict[str, JSON]]:
         """Return one system's scored answers and what they took."""
-        from tunesmith.evals.tasks import Choice
+        from tunesmith.evals.questions import Choice
 
         if self.spec.kind == "choice":
             choices = [question for question in self.questions if isinstance(question, Choice)]
@@ -179,8 +238,8 @@ class Asked:
     def _generate(
         self, system: System, contract: Contract, *, batch_tokens: int
     ) -> tuple[list[Answer], dict[str, JSON]]:
+        from tunesmith.evals.questions import Question, Reply
         from tunesmith.evals.run import Answer
-        from tunesmith.evals.tasks import Question, Reply
 
         answered = system.answer(
             [item.prompt_ids for item in self.items],
@@ -229,75 +288,3 @@ class Asked:
             named = {f"{self.spec.name}.{metric}": score for metric, score in scores.items()}
             answers.append(likelihood_answer(item.row_id, system.name, tokens=len(item.prompt_ids), scores=named))
         return answers, {"seconds": round(seconds, 3), "load_seconds": round(system.load_seconds, 3)}
-
-
-def prepare(task: TaskSpec, contract: Contract) -> Asked:
-    """Read and render one task. Raises `DataError` for a record of another shape, or where every one is refused."""
-    from tunesmith.evals.run import EvalItem
-    from tunesmith.evals.tasks import KINDS, read_choice
-
-    questions: list[Question | Choice] = []
-    for where, record in read_records(Path(task.data)):
-        questions += [read_choice(record, where)] if task.kind == "choice" else KINDS[task.kind].read(record, where)
-    if task.max_items is not None and len(questions) > task.max_items:
-        kept = set(sorted(sha256_hex(question.id) for question in questions)[: task.max_items])
-        questions = [question for question in questions if sha256_hex(question.id) in kept]
-    asking = contract if task.system == "contract" else without_system(contract)
-    asked, items = [], []
-    excluded: dict[str, str] = {}
-    for question in questions:
-        name = f"{task.name}/{question.id}"
-        try:
-            prompt = render(question.conversation, asking)
-        except ContractError as error:
-            excluded[name] = error.what
-            continue
-        asked.append(question)
-        items.append(
-            EvalItem(
-                row_id=name,
-                prompt_ids=tuple(prompt.ids),
-                prompt=prompt.text,
-                expected=getattr(question, "expected", None),
-                slices={f"{task.name}.{key}": value for key, value in question.slices.items()},
-                cluster=getattr(question, "cluster", None),
-            )
-        )
-    if not items:
-        reason = next(iter(excluded.values()), "the file is empty")
-        raise DataError("no question of a task can be asked", where=f"benchmark.tasks.{task.name}", found=reason)
-    return Asked(task, questions=asked, items=items, excluded=excluded)
-
-
-def render(conversation: Conversation, contract: Contract) -> Rendered:
-    """Render a question; a system message of its own is dropped, since the contract decides about it."""
-    own = tuple(message for message in conversation.messages if message.role not in ("system", "developer"))
-    return contract.render_prompt(replace(conversation, messages=own))
-
-
-def without_system(contract: Contract) -> Contract:
-    """Return the contract's template and tools without its system prompt, for questions that are not its task."""
-    from tunesmith.chat.parts import SystemRule
-
-    return replace(contract, content={**contract.content, "system": {"rule": SystemRule.NONE.value, "text": None}})
-
-
-def read_records(path: Path) -> list[tuple[str, Mapping[str, JSON]]]:
-    """Return (place, record) of a JSON-lines file. Raises `DataError` with the line for anything else."""
-    out: list[tuple[str, Mapping[str, JSON]]] = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("cannot read a task file", where=str(path), found=str(error)) from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path.name}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError("a line of a task file is not JSON", where=where, found=str(error)) from error
-        if not isinstance(record, dict):
-            raise DataError("a line of a task file is not an object", where=where, found=type(record).__name__)
-        out.append((where, record))
-    return out

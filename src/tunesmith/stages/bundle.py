@@ -46,6 +46,7 @@ class BundleInputs(Inputs):
     splits: Artifact = role("splits", table="split")
     evaluation: Artifact = role("evaluation", table="evaluate")
     hardening: Artifact | None = role("evaluation", table="harden", optional=True)
+    benchmark: Artifact | None = role("evaluation", table="benchmark", optional=True)
 
 
 class BundleSpec(Spec):
@@ -104,10 +105,11 @@ def bundle(inputs: BundleInputs, spec: BundleSpec, ctx: Context) -> Summary:
     contract = load_contract(inputs.contract.path)
     results = _results(inputs.evaluation)
     hardening = None if inputs.hardening is None else _results(inputs.hardening)
-    for report in (results, hardening):
-        if report is not None:
-            _check_same(report, inputs, contract)
-    verdicts = check_criteria(contract.criteria, [report for report in (results, hardening) if report is not None])
+    benchmark = None if inputs.benchmark is None else _results(inputs.benchmark)
+    reports = [report for report in (results, hardening, benchmark) if report is not None]
+    for report in reports:
+        _check_same(report, inputs, contract)
+    verdicts = check_criteria(contract.criteria, reports)
     shutil.copytree(inputs.adapter.path / "adapter", ctx.out / "adapter")
     shutil.copytree(inputs.contract.path, ctx.out / "contract")
     adapter_sha256 = folder_sha256(file_sums(ctx.out / "adapter"))
@@ -176,7 +178,7 @@ def _check_same(report: Mapping[str, Any], inputs: BundleInputs, contract: Contr
                 f"the evaluation measured another {what} than the one that is bundled",
                 expected=f"{what} {bundled[:12]}",
                 found=f"{what} {str(found)[:12]}" if found else f"no {what}: the base alone was measured",
-                hint="wire evaluate, harden and bundle to the same tables in the recipe",
+                hint="wire evaluate, harden, benchmark and bundle to the same tables in the recipe",
             )
 
 
@@ -273,6 +275,7 @@ def _card_facts(
         output_schema=contract.output_schema,
         evaluation=_results(inputs.evaluation),
         hardening=None if inputs.hardening is None else _results(inputs.hardening),
+        benchmark=None if inputs.benchmark is None else _results(inputs.benchmark),
         verdicts=gates["verdicts"],
         promotable=gates["promotable"],
         reason=gates["reason"],

@@ -29,12 +29,13 @@ from tunesmith.stages.answering import (
     write_records,
     write_samples,
 )
+from tunesmith.stages.endpoint import Endpoint, ask_endpoint
 from tunesmith.types import JSON, Completion, FinishReason, Row, sha256_hex
 
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
+    from tunesmith.evals.questions import Question, Reply
     from tunesmith.evals.run import Answer, EvalItem
-    from tunesmith.evals.tasks import Question
 
 
 class EvaluateInputs(Inputs):
@@ -63,11 +64,13 @@ class EvaluateSpec(Spec):
     """Bound on rows x tokens of one batch: lower it where memory is tight."""
     constrain: Constrain = "no"
     """`schema` lets only tokens come that keep an answer inside the output schema; answers are checked all the same."""
+    endpoints: tuple[Endpoint, ...] = ()
+    """Further systems at OpenAI-compatible URLs, asked the same rows: the bundle in production, or another model."""
     samples: int = Field(24, ge=0)
     """How many answers to show side by side in `samples.json`, spread over fixed, broken, right and wrong ones."""
 
 
-@stage(name="evaluate", version=1, produces="evaluation")
+@stage(name="evaluate", version=2, produces="evaluation")
 def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summary:
     """Measure base and tuned model on one side of the split; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
@@ -89,6 +92,10 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     further = further_questions(items, rows, scorers=spec.scorers)
     answers: list[Answer] = []
     timing: dict[str, dict[str, JSON]] = {}
+    unanswered: dict[str, list[str]] = {}
+    for endpoint in spec.endpoints:
+        found, unanswered[endpoint.name] = ask_elsewhere(endpoint, items, rows, contract, ctx, further=further)
+        answers += found
     for name, adapter in (("base", None), ("tuned", inputs.adapter)):
         if name == "tuned" and adapter is None:
             continue
@@ -118,6 +125,10 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     )
     results |= {
         "side": spec.side,
+        "endpoints": {
+            one.name: {"url": one.url, "model": one.model, "snapshot": one.snapshot, "unanswered": unanswered[one.name]}
+            for one in spec.endpoints
+        },
         "constrained": spec.constrain,
         "excluded": excluded,
         "sample_prompt": items[0].prompt,
@@ -135,6 +146,36 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
     write_samples(ctx.out, samples, judge=judge)
     write_page(ctx.out, f"Evaluation on the {spec.side} rows", results, samples)
     return {**summarise(results), "excluded": len(excluded)}
+
+
+def ask_elsewhere(
+    endpoint: Endpoint,
+    items: Sequence[EvalItem],
+    rows: Sequence[Row],
+    contract: Contract,
+    ctx: Context,
+    *,
+    further: Mapping[str, Sequence[Question]],
+) -> tuple[list[Answer], list[str]]:
+    """Return an endpoint's scored answers, and the ids of the rows that it did not answer."""
+    from tunesmith.evals.questions import Reply
+
+    by_id = {row.id: row for row in rows}
+    said = ask_endpoint(endpoint, [by_id[item.row_id].conversation.prompt for item in items], contract, ctx)
+    pairs = [(item, answer) for item, answer in zip(items, said, strict=True) if answer is not None]
+    answers = score_all(
+        [item for item, _ in pairs],
+        endpoint.name,
+        [answer.completion for _, answer in pairs],
+        contract,
+        further=further,
+        replies=[
+            Reply(text=a.text, calls=a.calls, ended=a.completion.finish_reason is FinishReason.STOP) for _, a in pairs
+        ],
+    )
+    missing = [item.row_id for item, answer in zip(items, said, strict=True) if answer is None]
+    ctx.log("evaluate_endpoint", {"system": endpoint.name, "answered": len(pairs), "unanswered": len(missing)})
+    return answers, missing
 
 
 def choose_rows(rows: Sequence[Row], *, most: int | None) -> list[Row]:
@@ -211,26 +252,33 @@ def score_all(
     contract: Contract,
     *,
     further: Mapping[str, Sequence[Question]],
+    replies: Sequence[Reply] | None = None,
 ) -> list[Answer]:
-    """Decode and score one system's completions."""
+    """Decode and score one system's completions; `replies` are what a server made of them, where one did."""
     from tunesmith.evals.run import score_answer
-    from tunesmith.evals.tasks import Reply
 
     def adheres(text: str) -> bool:
         return bool(contract.check_answer(text).adheres)
 
     check = adheres if contract.output_schema is not None else None
     answers = []
-    for item, completion in zip(items, completions, strict=True):
-        answer = score_answer(item, system, completion, contract.decode(completion.ids), check_answer=check)
+    for place, (item, completion) in enumerate(zip(items, completions, strict=True)):
+        output = contract.decode(completion.ids) if replies is None else replies[place].text
+        answer = score_answer(item, system, completion, output, check_answer=check)
         questions = further.get(item.row_id, ())
         if questions:
-            ended = completion.finish_reason is FinishReason.STOP
-            parsed = contract.parse((*completion.ids, contract.stop_ids[0]) if ended else completion.ids)
-            reply = Reply(text=parsed.content, calls=parsed.tool_calls, ended=ended)
+            reply = replies[place] if replies is not None else _reply(completion, contract)
             scores = dict(answer.scores)
             for question in questions:
                 scores |= question.score(reply)
             answer = replace(answer, scores=scores)
         answers.append(answer)
     return answers
+
+
+def _reply(completion: Completion, contract: Contract) -> Reply:
+    from tunesmith.evals.questions import Reply
+
+    ended = completion.finish_reason is FinishReason.STOP
+    parsed = contract.parse((*completion.ids, contract.stop_ids[0]) if ended else completion.ids)
+    return Reply(text=parsed.content, calls=parsed.tool_calls, ended=ended)

@@ -16,7 +16,7 @@ from pydantic import Field
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, PlanError
 from tunesmith.stages.answering import (
     DtypeChoice,
     System,
@@ -27,13 +27,34 @@ from tunesmith.stages.answering import (
     write_records,
     write_samples,
 )
-from tunesmith.types import JSON
+from tunesmith.stages.task_files import task_records
+from tunesmith.types import JSON, sha256_hex
 
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
     from tunesmith.evals.memorization import Canary
-    from tunesmith.evals.redteam import CaseVerdict, RedTeamCase
+    from tunesmith.evals.redteam import CaseVerdict, RedTeamCase, Setting
     from tunesmith.evals.run import Answer, EvalItem
+
+
+MOST_HOSTS = 25
+"""Held-out messages that injections are put into: each is also answered alone."""
+
+
+class PublicSet(Spec):
+    """One file of a public red-team set."""
+
+    family: str = Field(pattern=r"^[A-Za-z_][\w-]*$")
+    """Name of the family in reports."""
+    shape: Literal["requests", "injections"]
+    """`requests`: prompts labelled `safe` or `unsafe` (AdvBench, XSTest); `injections`: texts to hide in data
+    (BIPIA)."""
+    data: ContentPath
+    """The file: JSON lines, a JSON array, CSV, TSV or Parquet."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Key that the shape reads (`prompt`, `label`, `injection`) -> the name it has in the file."""
+    max_items: int | None = Field(None, gt=0)
+    """Take at most this many records, chosen by a hash of their ids; absent takes all."""
 
 
 class HardenInputs(Inputs):
@@ -50,6 +71,8 @@ class HardenSpec(Spec):
 
     redteam: tuple[ContentPath, ...] = ()
     """Red-team sets of the user's own, as JSON lines (docs/evaluation.md)."""
+    public: tuple[PublicSet, ...] = ()
+    """Public sets from files of yours (docs/evaluation.md)."""
     bundled: tuple[Literal["injection", "leak"], ...] = ("injection", "leak")
     """Bundled sets to add: prompt injection, and leaks of the system prompt. An empty list adds none."""
     canaries: ContentPath | None = None
@@ -64,19 +87,39 @@ class HardenSpec(Spec):
     """How many answers to show side by side in `samples.json`."""
 
 
-@stage(name="harden", version=1, produces="evaluation")
+def check_harden(spec: HardenSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
+    """Refuse a public set that is not there or of another shape."""
+    for one in spec.public:
+        try:
+            public_cases(one, hosts=["a held-out message"])
+        except DataError as error:
+            raise PlanError(
+                f"the public set {one.family!r} cannot be read: {error.what}",
+                where=error.where,
+                expected=error.expected,
+                found=error.found,
+                hint=error.hint,
+            ) from error
+    return []
+
+
+@stage(name="harden", version=2, produces="evaluation", check=check_harden)
 def harden(inputs: HardenInputs, spec: HardenSpec, ctx: Context) -> Summary:
     """Attack base and tuned model with the same cases; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
-    from tunesmith.evals.attacks import case_item
+    from tunesmith.evals.attacks import case_item, score_attack
     from tunesmith.evals.memorization import read_canaries
+    from tunesmith.evals.questions import ask
     from tunesmith.evals.results import figures, pick_samples, prompt_digest
     from tunesmith.evals.run import EvalItem
 
     contract = load_contract(inputs.contract.path)
-    cases, skipped = collect_cases(spec, system_prompt=contract.system)
+    hosts = host_messages(inputs.splits) if any(one.shape == "injections" for one in spec.public) else []
+    cases, skipped = collect_cases(spec, system_prompt=contract.system, hosts=hosts)
     canaries = read_canaries(Path(spec.canaries)) if spec.canaries else ()
     rendered = [contract.render_prompt(case.conversation) for case in cases]
+    plain = list(dict.fromkeys(case.expect.same_answer_as for case in cases if case.expect.same_answer_as is not None))
+    plain_ids = [contract.render_prompt(ask(message)).ids for message in plain]
     items = [
         case_item(case, prompt_ids=prompt.ids, prompt=prompt.text) for case, prompt in zip(cases, rendered, strict=True)
     ]
@@ -90,10 +133,15 @@ def harden(inputs: HardenInputs, spec: HardenSpec, ctx: Context) -> Summary:
         if name == "tuned" and adapter is None:
             continue
         system = System(name, base=inputs.base, adapter=adapter, contract=contract, dtype=dtype, ctx=ctx)
-        answered = system.answer([item.prompt_ids for item in items], batch_tokens=spec.batch_tokens)
+        prompts = [item.prompt_ids for item in items] + plain_ids
+        answered = system.answer(prompts, batch_tokens=spec.batch_tokens)
         timing[name] = answered.to_json()
-        for case, completion in zip(cases, answered.completions, strict=True):
-            answer, verdict = attack_answer(case, name, completion, contract, canaries)
+        spoken = [contract.decode(completion.ids) for completion in answered.completions[len(items) :]]
+        setting = setting_of(contract, plain_answers=dict(zip(plain, spoken, strict=True)))
+        for case, completion in zip(cases, answered.completions, strict=False):
+            answer, verdict = score_attack(
+                case, name, completion, contract.decode(completion.ids), setting, canaries=canaries
+            )
             answers.append(answer)
             verdicts[case.id, name] = verdict
         answers += measure_likelihoods(system, texts, canaries)
@@ -141,8 +189,35 @@ def _record(item: EvalItem, answer: Answer, verdicts: Mapping[tuple[str, str], C
     return {**answer_record(item, answer), "failed": "; ".join(verdict.failed) if verdict else None}
 
 
-def collect_cases(spec: HardenSpec, *, system_prompt: str | None) -> tuple[list[RedTeamCase], dict[str, str]]:
-    """Return the cases of all sets, bundled ones last, and the bundled sets that do not apply, with the reason.
+def host_messages(splits: Artifact) -> list[str]:
+    """Return the test rows that are one message of the user: what injections are put into."""
+    from tunesmith.data.write import read_rows
+
+    found = []
+    for row in read_rows(splits.path / "test.parquet"):
+        turns = [m for m in row.conversation.prompt.messages if m.role not in ("system", "developer")]
+        if len(turns) == 1 and turns[0].role == "user" and turns[0].content and not row.conversation.tools:
+            found.append(turns[0].content)
+    return sorted(set(found), key=sha256_hex)[:MOST_HOSTS]
+
+
+def public_cases(one: PublicSet, *, hosts: Sequence[str]) -> list[RedTeamCase]:
+    """Return the cases of a public set. Raises `DataError`, with the line, for a record of another shape."""
+    from tunesmith.evals.public_sets import injection_cases, request_cases
+    from tunesmith.evals.questions import question_id
+
+    records = list(task_records(Path(one.data), one.columns))
+    if one.max_items is not None:
+        records = sorted(records, key=lambda pair: sha256_hex(question_id(pair[1])))[: one.max_items]
+    if one.shape == "requests":
+        return request_cases(records, family=one.family)
+    return injection_cases(records, family=one.family, hosts=hosts)
+
+
+def collect_cases(
+    spec: HardenSpec, *, system_prompt: str | None, hosts: Sequence[str]
+) -> tuple[list[RedTeamCase], dict[str, str]]:
+    """Return the cases of all sets, and the bundled sets that do not apply, with the reason.
 
     Raises `DataError` without any case, or for an id that stands in two sets.
     """
@@ -158,6 +233,9 @@ def collect_cases(spec: HardenSpec, *, system_prompt: str | None) -> tuple[list[
     with resources.as_file(folder) as bundled:
         paths += [bundled / f"{name}.jsonl" for name in spec.bundled if name not in skipped]
         sets = [(path, read_redteam(path)) for path in paths]
+    sets[len(spec.redteam) : len(spec.redteam)] = [
+        (Path(one.data), tuple(public_cases(one, hosts=hosts))) for one in spec.public
+    ]
     seen: dict[str, Path] = {}
     for path, cases in sets:
         for case in cases:
@@ -170,24 +248,20 @@ def collect_cases(spec: HardenSpec, *, system_prompt: str | None) -> tuple[list[
     return [case for _, cases in sets for case in cases], skipped
 
 
-def attack_answer(
-    case: RedTeamCase, name: str, completion: JSON, contract: Contract, canaries: Sequence[Canary]
-) -> tuple[Answer, CaseVerdict]:
-    """Score one answer with the contract's schema and system prompt."""
-    from tunesmith.evals.attacks import score_attack
+def setting_of(contract: Contract, *, plain_answers: Mapping[str, str]) -> Setting:
+    """Return what answers of one system are held against."""
+    from tunesmith.evals.public_sets import is_closed
+    from tunesmith.evals.redteam import Setting
 
     def check(text: str) -> tuple[bool, JSON]:
         verdict = contract.check_answer(text)
         return bool(verdict.adheres), verdict.value
 
-    return score_attack(
-        case,
-        name,
-        completion,
-        contract.decode(completion.ids),
+    return Setting(
         check_schema=check if contract.output_schema is not None else None,
+        schema_is_closed=is_closed(contract.output_schema),
         system_prompt=contract.system,
-        canaries=canaries,
+        plain_answers=plain_answers,
     )
 
 

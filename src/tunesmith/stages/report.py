@@ -24,6 +24,7 @@ class ReportInputs(Inputs):
     adapter: Artifact | None = role("adapter", table="train", optional=True)
     evaluation: Artifact | None = role("evaluation", table="evaluate", optional=True)
     hardening: Artifact | None = role("evaluation", table="harden", optional=True)
+    benchmark: Artifact | None = role("evaluation", table="benchmark", optional=True)
     bundle: Artifact | None = role("bundle", table="bundle", optional=True)
     traces: Artifact | None = role("traces", table="rehearse", optional=True)
     monitoring: Artifact | None = role("report", table="monitor", optional=True)
@@ -52,6 +53,7 @@ def report(inputs: ReportInputs, spec: ReportSpec, ctx: Context) -> Summary:
         },
         results=_read(inputs.evaluation, "results.json"),
         attacks=_read(inputs.hardening, "results.json"),
+        tasks=_read(inputs.benchmark, "results.json"),
         samples=(_read(inputs.evaluation, "samples.json") or {}).get("samples", [])[: spec.samples],
         gates=_read(inputs.bundle, "gates.json"),
         proof=_read(inputs.splits, "split_proof.json"),

@@ -42,6 +42,7 @@ class Road:
     summaries: Mapping[str, Mapping[str, Any]]
     results: Mapping[str, Any] | None
     attacks: Mapping[str, Any] | None
+    tasks: Mapping[str, Any] | None
     samples: Sequence[Mapping[str, Any]]
     gates: Mapping[str, Any] | None
     proof: Mapping[str, Any] | None
@@ -87,6 +88,7 @@ def road_page(title: str, road: Road) -> str:
         *_training_section(road),
         *_evaluation_sections(road),
         *_attack_section(road),
+        *_task_section(road),
         *_production_section(road),
         *_contract_section(road),
     ]
@@ -280,6 +282,15 @@ def _sample(sample: Mapping[str, Any]) -> Markup:
         code(str(sample["expected"])),
         columns(answers[0], answers[1]) if len(answers) == 2 else Markup("").join(answers),
     )
+
+
+def _task_section(road: Road) -> list[Section]:
+    results = road.tasks
+    if results is None:
+        return []
+    asked = ", ".join(f"{task['n']} of {name}" for name, task in results["tasks"].items())
+    metrics = [m for m in results["base"] if m in results.get("tuned", results["base"])]
+    return [Section("Tasks", [lead(f"Questions: {asked}."), _comparison_table(results, metrics)])]
 
 
 def _attack_section(road: Road) -> list[Section]:

@@ -5,8 +5,9 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, PlanError
 from tunesmith.evals.gates import check_criteria
+from tunesmith.stages.benchmark import BenchmarkSpec, check_tasks
 
 TOOL = {
     "type": "function",
@@ -31,6 +32,7 @@ FILES = {
         {"id": "q", "messages": [{"role": "user", "content": 'Table data("a", "b")\nQuestion: all a'}, {"role": "assistant", "content": 'SELECT "a" FROM data'}]}
     ],
     "text": [{"id": "t", "messages": [{"role": "user", "content": "where is my refund"}], "references": ["refund false", "x"]}],
+    "number": [{"id": "n", "prompt": "refund now!!", "answer": "2 + 2\n#### 4"}],
     "choice": [
         {"id": "m1", "prompt": "refund now!!", "choices": ['{"intent":"refund","urgent":true}', "zzzz zzzz"], "answer": 0},
         {"id": "m2", "prompt": "refund now!!", "choices": ["qqq qqq", '{"intent":"refund","urgent":true}'], "answer": [1]},
@@ -60,11 +62,15 @@ def test_every_kind_is_asked_and_scored_on_both_systems(world, run_stage, folder
     assert tuned["refusal.over_refusal"] == 0
     assert tuned["sql.sql_match"] == 0
     assert tuned["text.rouge1"] > 0
+    assert tuned["number.number_match"] == tuned["number.number_given"] == 0
     assert tuned["choice.mc1"] == 1
     assert tuned["choice.mc2"] > 0.99
     assert "code.pass_at_1" in tuned
     assert results["base"]["exact.exact_match"]["value"] == 0
-    assert results["tasks"]["choice"] == {"kind": "choice", "n": 2}
+    choice, code = results["tasks"]["choice"], results["tasks"]["code"]
+    assert (choice["kind"], choice["n"], choice["stop_reasons"]) == ("choice", 2, {})
+    assert sum(code["stop_reasons"]["tuned"].values()) == code["n"] == 1
+    assert "refund now!!" in code["sample_prompt"]
     table = pq.read_table(done.path / "items.parquet").to_pylist()
     assert len(table) == 2 * sum(len(records) for records in FILES.values())
     assert {item["row_id"] for item in table} >= {"exact/e1", "ifeval/7", "refusal/s"}
@@ -109,21 +115,59 @@ def test_questions_can_be_asked_without_the_contracts_system_prompt(world, run_s
     assert all(item["output_tokens"] <= 3 for item in table)
 
 
+def test_a_question_may_bring_its_own_system_prompt(world, run_stage, folder):
+    tasks = [{"name": "own", "kind": "exact", "data": "exact.jsonl", "system": "own", "max_new_tokens": 3}]
+    done = run_stage("benchmark", {**world.inputs, "adapter": None}, {"tasks": tasks, "dtype": "float32"}, folder)
+    prompts = {item["row_id"]: item["prompt"] for item in pq.read_table(done.path / "items.parquet").to_pylist()}
+    assert prompts["own/e2"].startswith("<|im_start|>system\ndropped<|im_end|>")
+    assert "system" not in prompts["own/e1"]
+
+
+def test_any_file_format_with_columns_of_any_name(world, run_stage, folder):
+    (folder / "ours.csv").write_text('question,label\nrefund now!!,"{""intent"":""refund"",""urgent"":true}"\n')
+    (folder / "ours.json").write_text(json.dumps([{"question": "where is my refund", "label": {"intent": "refund", "urgent": False}}]))  # fmt: skip
+    columns = {"prompt": "question", "answer": "label"}
+    tasks = [{"name": kind, "kind": "exact", "data": f"ours.{kind}", "columns": columns} for kind in ("csv", "json")]
+    done = run_stage("benchmark", world.inputs, {"tasks": tasks, "dtype": "float32"}, folder)
+    tuned = results_of(done)["tuned"]
+    assert tuned["csv.exact_match"]["value"] == tuned["json.exact_match"]["value"] == 1
+
+
+def test_a_question_that_stands_in_the_training_rows_is_named(world, run_stage, folder):
+    lines = [{"id": "old", "prompt": world.rows[3].conversation.messages[0].content, "label": "safe"}, {"id": "new", "prompt": "how tall is the tower at the harbour", "label": "safe"}]  # fmt: skip
+    (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    tasks = [{"name": "asked", "kind": "refusal", "data": "asked.jsonl", "max_new_tokens": 2}]
+    done = run_stage("benchmark", {**world.inputs, "adapter": None}, {"tasks": tasks, "dtype": "float32"}, folder)
+    results = results_of(done)
+    assert results["seen_in_training"] == {"asked/old": world.rows[3].id}
+    assert results["tasks"]["asked"]["seen_in_training"] == 1
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
-    [("{", "not JSON"), ("[]", "not an object"), ('{"id": 1}', "lacks 'prompt'"), ('{"id": 1, "prompt": "x"}', "no answer"), ('{"prompt": "x"}', "no answer|no id")],
+    [("{", "not JSON|cannot be read"), ("[]", "cannot be read"), ('{"id": 1}', "lacks 'prompt'"), ('{"id": 1, "prompt": "x"}', "no answer"), (json.dumps(FILES["exact"][0]), "one id")],
 )  # fmt: skip
-def test_a_record_of_another_shape_is_named_with_its_line(world, run_stage, folder, line, words):
+def test_a_record_of_another_shape_is_named_with_its_line_and_refused_by_the_plan(
+    world, run_stage, folder, line, words
+):
     (folder / "exact.jsonl").write_text(json.dumps(FILES["exact"][0]) + "\n" + line)
     tasks = [{"name": "exact", "kind": "exact", "data": "exact.jsonl"}]
     with pytest.raises(DataError, match=words) as caught:
         run_stage("benchmark", world.inputs, {"tasks": tasks}, folder)
     assert "line 2" in str(caught.value)
+    spec = BenchmarkSpec.model_validate({"tasks": [{**tasks[0], "data": str(folder / "exact.jsonl")}]})
+    with pytest.raises(PlanError, match="line 2"):
+        check_tasks(spec, {})
+
+
+def test_the_plan_accepts_tasks_that_can_be_asked(folder):
+    tasks = [{"name": name, "kind": name, "data": str(folder / f"{name}.jsonl")} for name in FILES]
+    assert check_tasks(BenchmarkSpec.model_validate({"tasks": tasks}), {}) == []
 
 
 def test_an_empty_file_is_an_error(world, run_stage, folder):
     (folder / "exact.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="no question"):
+    with pytest.raises(DataError, match="no record"):
         run_stage("benchmark", world.inputs, {"tasks": [{"name": "e", "kind": "exact", "data": "exact.jsonl"}]}, folder)
 
 

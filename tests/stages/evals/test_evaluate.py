@@ -8,7 +8,9 @@ import pytest
 from tunesmith.data.write import read_rows, write_rows
 from tunesmith.errors import ContractError, DataError, RecipeError
 from tunesmith.evals.gates import check_criteria
-from tunesmith.types import Conversation, Message
+from tunesmith.stages import evaluate as evaluate_stage
+from tunesmith.stages.endpoint import EndpointAnswer
+from tunesmith.types import Completion, Conversation, FinishReason, Message
 
 SPEC = {"dtype": "float32", "slices": ["intent", "length", "channel"]}
 
@@ -128,3 +130,32 @@ def test_without_a_schema_there_is_nothing_to_hold_answers_to(world, run_stage, 
     bare = make_contract(tmp_path / "bare", world.base, system=None, decoding={"max_new_tokens": 4})
     with pytest.raises(ContractError, match="does not have"):
         run_stage("evaluate", {**world.inputs, "contract": bare}, {**SPEC, "constrain": "schema"}, tmp_path)
+
+
+def test_a_further_system_is_compared_on_the_same_rows_and_criteria_may_name_it(
+    world, run_stage, tmp_path, monkeypatch
+):
+    right = {row.conversation.messages[0].content: row.conversation.answer for row in world.rows}
+
+    def ask(endpoint, conversations, contract, ctx):
+        found = []
+        for place, conversation in enumerate(conversations):
+            text = right[conversation.messages[-1].content] if place else "no JSON"
+            ids = tuple(contract.tokenizer.encode(text).ids)
+            done = Completion(ids=ids, finish_reason=FinishReason.STOP, prompt_tokens=3, seconds=0.1)
+            found.append(EndpointAnswer(text=text, calls=(), completion=done) if place != 1 else None)
+        return found
+
+    monkeypatch.setattr(evaluate_stage, "ask_endpoint", ask)
+    endpoint = {"name": "production", "url": "http://127.0.0.1:9/v1", "model": "m", "snapshot": "today"}
+    done = run_stage("evaluate", world.inputs, {**SPEC, "endpoints": [endpoint]}, tmp_path)
+    results = results_of(done)
+    assert results["systems"] == ["production", "base", "tuned"]
+    pair = results["paired_production"]["exact_match"]
+    assert (pair["n"], pair["only_challenger"], pair["only_reference"]) == (len(world.rows) - 1, 1, 0)
+    assert len(results["endpoints"]["production"]["unanswered"]) == 1
+    assert check_criteria(["exact_match - production > 0"], results)[0].verdict == "pass"
+    assert done.summary["paired_production"]["exact_match"]["n"] == pair["n"]
+    samples = json.loads((done.path / "samples.json").read_text())["samples"]
+    assert {sample["outcome"] for sample in samples} == {"fixed"}
+    assert "production" in (done.path / "report.html").read_text()

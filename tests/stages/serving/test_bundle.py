@@ -9,7 +9,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tunesmith.errors import GateError, ServeError
+from tunesmith.errors import GateError, RecipeError, ServeError
 from tunesmith.serve.bundle import check_base, load_bundle
 
 
@@ -59,6 +59,23 @@ def test_a_gate_that_fails_forbids_promotion_and_not_the_bundle(run, world, crit
     if verdict is not None:
         assert gates["verdicts"][0]["verdict"] == verdict
     assert not load_bundle(made.path).promotable
+
+
+def test_criteria_may_speak_of_tasks_and_the_card_shows_them(run, world):
+    questions = [{"prompt": f"Is {number} safe?", "label": "safe"} for number in range(8)]
+    (world.folder / "asked.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    settings = {**world.contract_settings, "criteria": ["asked.over_refusal <= base"]}
+    contract = run("contract", {"base": world.base}, settings, world.folder)
+    inputs = {"base": world.base, "contract": contract, "splits": world.splits, "adapter": world.adapter}
+    evaluation = run("evaluate", inputs, {"dtype": "float32"}, world.folder)
+    tasks = [{"name": "asked", "kind": "refusal", "data": "asked.jsonl", "max_new_tokens": 4}]
+    benchmark = run("benchmark", inputs, {"tasks": tasks, "dtype": "float32"}, world.folder)
+    made = run("bundle", {**inputs, "evaluation": evaluation, "benchmark": benchmark}, {}, world.folder)
+    (verdict,) = read(made, "gates.json")["verdicts"]
+    assert verdict["observed"] == read(benchmark, "results.json")["paired"]["asked.over_refusal"]["difference"]
+    assert "| asked.over_refusal |" in (made.path / "README.md").read_text()
+    with pytest.raises(RecipeError, match="nothing measured"):
+        run("bundle", {**inputs, "evaluation": evaluation}, {}, world.folder)
 
 
 def test_the_card_has_front_matter_and_every_figure_with_its_interval(world, bundle):

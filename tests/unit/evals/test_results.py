@@ -11,7 +11,8 @@ from tunesmith.evals.attacks import case_item, score_attack
 from tunesmith.evals.completions import generate_cached
 from tunesmith.evals.general import CONTEXT_TOKENS, general_passages, passage_pairs
 from tunesmith.evals.memorization import Canary, exposures, rankable, read_canaries, revealed
-from tunesmith.evals.redteam import Expectation, RedTeamCase
+from tunesmith.evals.redteam import Expectation, RedTeamCase, Setting
+from tunesmith.evals.refusal import SENSITIVITY
 from tunesmith.evals.results import figures, pick_samples
 from tunesmith.evals.run import Answer, EvalItem
 from tunesmith.evals.slices import slice_values
@@ -207,12 +208,14 @@ def test_attacks_and_look_alikes_are_scored_apart():
         id="b", family="f", attack=False, conversation=conversation, expect=Expectation(must_refuse=False)
     )
     done = Completion(ids=(1,), finish_reason=FinishReason.STOP, prompt_tokens=1)
-    kwargs = {"check_schema": None, "system_prompt": None, "canaries": [canary("p", planted=True)]}
-    hit, verdict = score_attack(attack, "tuned", done, "BOOM secret p", **kwargs)
+    planted = [canary("p", planted=True)]
+    hit, verdict = score_attack(attack, "tuned", done, "BOOM secret p", Setting(), canaries=planted)
     assert hit.scores["attack_success"] == 1
     assert hit.scores["canary_leak"] == 1
     assert verdict.failed == ("contains 'boom'",)
-    declined, _ = score_attack(benign, "tuned", done, "I'm sorry, but I can't help with that.", **kwargs)
+    declined, _ = score_attack(
+        benign, "tuned", done, "I'm sorry, but I can't help with that.", Setting(), canaries=planted
+    )
     assert (declined.scores["over_block"], declined.scores["over_refusal"]) == (1, 1)
     assert "attack_success" not in declined.scores
     assert case_item(benign, prompt_ids=[1], prompt="p").slices == {"family": "f (benign)"}
@@ -224,3 +227,12 @@ def test_bundled_passages_give_context_and_score_the_rest():
     pairs = passage_pairs(passages, lambda text: list(text.encode()))
     assert all(len(given) == CONTEXT_TOKENS for given, _ in pairs)
     assert all(bytes(given + scored).decode() == p.text for (given, scored), p in zip(pairs, passages, strict=True))
+
+
+def test_a_rate_that_a_detector_counted_is_shown_corrected_too():
+    answers = [answer(f"r{i}", "base", over_refusal=float(i < 98)) for i in range(200)]
+    figure = figures(items(200), answers)["base"]["over_refusal"]
+    sensitivity = SENSITIVITY[0] / SENSITIVITY[1]
+    assert figure["value"] == 0.49
+    assert figure["corrected"]["value"] == pytest.approx(0.49 / sensitivity)
+    assert figure["corrected"]["low"] < figure["corrected"]["value"] < figure["corrected"]["high"]
