@@ -44,6 +44,8 @@ MAX_SHOWN_CHARS = 700
 MAX_SHOWN_ROWS = 25
 """Rows shown of one reason."""
 MAX_MATCHES = 100
+MAX_PLACES = 4
+"""Rows named of one contaminating item."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,23 +207,36 @@ def _contamination(facts: Facts) -> list[Markup]:
     found = [action for action in facts.curated.ledger.actions if action.reason == "contaminated"]
     if not found:
         return [text("No training row holds an item of a registered evaluation or of a held-out side.")]
-    worst = sorted(found, key=lambda action: (-(action.score or 0), action.row_id))
+    by_item: dict[tuple[str, str], list[Action]] = defaultdict(list)
+    for action in found:
+        by_item[action.action, action.detail or ""].append(action)
+    # The longest match first: an item of one word is held by many rows and tells little.
+    items = sorted(by_item.items(), key=lambda entry: (entry[0][0], -len(entry[0][1]), entry[0][1]))
     body: list[list[Cell]] = [
         [
-            f"{action.source}:{action.line}",
-            badge("dropped", Tone.BAD) if action.action == "drop" else badge("flagged", Tone.UNSURE),
-            Number("–" if action.score is None else f"{action.score:.2f}"),
-            action.detail or "",
+            detail,
+            badge("dropped", Tone.BAD) if kind == "drop" else badge("flagged", Tone.UNSURE),
+            Number(f"{len(rows):,}"),
+            Number("–" if rows[0].score is None else f"{max(row.score or 0 for row in rows):.2f}"),
+            _some_places(rows),
         ]
-        for action in worst[:MAX_MATCHES]
+        for (kind, detail), rows in items[:MAX_MATCHES]
     ]
     parts = [
-        lead("Score: share of an item's rare 3-word sequences that the row holds. A flag is for a person to look at."),
-        table(["row", "", "score", "what it holds"], body),
+        lead(
+            "One line for each item that was found, the longest match first. Score: share of the item's rare 3-word "
+            "sequences that a row holds. A flag is for a person to look at."
+        ),
+        table(["what rows hold", "", "rows", "score", "which"], body),
     ]
-    if len(found) > MAX_MATCHES:
-        parts.append(text(f"{len(found) - MAX_MATCHES:,} more are in lineage.parquet."))
+    if len(items) > MAX_MATCHES:
+        parts.append(text(f"{len(items) - MAX_MATCHES:,} more items are in lineage.parquet."))
     return parts
+
+
+def _some_places(actions: Sequence[Action]) -> str:
+    shown = ", ".join(f"{action.source}:{action.line}" for action in actions[:MAX_PLACES])
+    return shown if len(actions) <= MAX_PLACES else f"{shown} and {len(actions) - MAX_PLACES:,} more"
 
 
 # ------------------------------------------------------------------------------------------------------- licences
