@@ -30,22 +30,6 @@ _ID_WORD = re.compile(
 _ID_WORD_CHARS = 48
 
 
-def _shaped(holds: Callable[[str], bool]) -> Fit:
-    """An id whose check digit holds and whose shape is its own."""
-    return where(lambda match: holds(compact(match)))
-
-
-def _named(*holds: Callable[[str], bool]) -> Fit:
-    """An id that is a bare number: a check digit must hold and a word for ids stand before it."""
-    return where(lambda match: before(match, _ID_WORD, _ID_WORD_CHARS) and any(hold(compact(match)) for hold in holds))
-
-
-def _date_of(digits: str) -> bool:
-    """Whether six digits are a date, in either order of day and year."""
-    first, month, last = int(digits[:2]), int(digits[2:4]), int(digits[4:6])
-    return 1 <= month <= 12 and (1 <= first <= 31 or 1 <= last <= 31)
-
-
 def _any(_: str) -> bool:
     """No check digit is known: the shape and the word before it are all that there is."""
     return True
@@ -61,13 +45,37 @@ _SCHEMES: dict[int, tuple[Callable[[str], bool], ...]] = {
 """Number of digits -> what may hold of a bare number behind a word for ids (Dutch BSN, Canadian SIN, ...)."""
 
 
+_OTHER_NUMBER = re.compile(
+    r"\b(?:order|invoice|ticket|tracking|serial|sku|version|model|part|batch|lot|item|membership|parcel|shipment|booking"
+    r"|article|case|ref(?:erence)?|imei|isbn)\W{0,3}(?:number|no|nr)?\W{0,3}(?:is|was)?\W{0,3}$",
+    re.IGNORECASE,
+)
+
+
+def _shaped(holds: Callable[[str], bool]) -> Fit:
+    """An id whose check digit holds and whose shape is its own, unless the word before it names another number."""
+    return where(lambda match: holds(compact(match)) and not before(match, _OTHER_NUMBER, _ID_WORD_CHARS))
+
+
+def _named(*holds: Callable[[str], bool]) -> Fit:
+    """An id that is a bare number: a check digit must hold and a word for ids stand before it."""
+    return where(lambda match: before(match, _ID_WORD, _ID_WORD_CHARS) and any(hold(compact(match)) for hold in holds))
+
+
+def _date_of(digits: str) -> bool:
+    """Whether six digits are a date, in either order of day and year."""
+    first, month, last = int(digits[:2]), int(digits[2:4]), int(digits[4:6])
+    return 1 <= month <= 12 and (1 <= first <= 31 or 1 <= last <= 31)
+
+
 def _has_a_scheme(text: str) -> bool:
     return any(holds(text) for holds in _SCHEMES[len(text)])
 
 
 def _swedish(match: re.Match[str]) -> bool:
     digits = compact(match).replace("+", "")[-10:]
-    return _date_of(digits) and c.luhn_holds(digits)
+    dated = _date_of(digits) and not before(match, _OTHER_NUMBER, _ID_WORD_CHARS)
+    return dated and c.luhn_holds(digits)
 
 
 def _hetu(match: re.Match[str]) -> bool:
@@ -86,7 +94,7 @@ def _pattern(regex: str, fit: Fit, *, digits: int) -> Pattern:
 
 
 _SHAPED = (
-    _pattern(r"(?<![\w-])\d{3}([- ])\d{2}\1\d{4}(?![\w-])", _shaped(c.ssn_holds), digits=9),
+    _pattern(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", _shaped(c.ssn_holds), digits=9),
     _pattern(
         r"(?<!\w)(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D](?!\w)",
         whole,
@@ -112,17 +120,18 @@ _SHAPED = (
     _pattern(r"(?<![\d/])\d{6}/\d{4}(?![\d/])", _shaped(c.rodne_cislo_holds), digits=10),
     _pattern(r"(?<!\w)[STFG]\d{7}[A-Z](?!\w)", _shaped(c.nric_holds), digits=7),
     _pattern(r"(?<!\w)[A-Z]{4}\d{6}[HMX][A-Z]{5}[A-Z0-9]\d(?!\w)", whole, digits=6),  # Mexican CURP
-    _pattern(r"(?<!\w)(?-i:[A-Z]{3}P[A-Z]\d{4}[A-Z])(?!\w)", whole, digits=4),  # Indian PAN of a person
+    _pattern(r"(?<!\w)(?-i:[A-Z]{3}P[A-Z]\d{4}[A-Z])(?!\w)", _shaped(_any), digits=4),  # Indian PAN of a person
     _pattern(
         r"(?<!\d)[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])\d{2}\d{3}[\dX](?!\w)", _shaped(c.china_id_holds), digits=17
     ),
-    _pattern(r"(?<![\d-])[2-9]\d{3}([ -])\d{4}\1\d{4}(?![\d-])", _shaped(c.verhoeff_holds), digits=12),
+    _pattern(r"(?<![\d-])(?<!\d )[2-9]\d{3}([ -])\d{4}\1\d{4}(?![\d-]| \d)", _shaped(c.verhoeff_holds), digits=12),
     _pattern(r"(?<![\d.-])\d{1,2}\.\d{3}\.\d{3}-[\dK](?!\w)", _shaped(c.rut_holds), digits=8),
     _pattern(r"(?<![\d-])(?:20|23|24|27)-\d{8}-\d(?![\d-])", _shaped(c.cuit_holds), digits=11),
     _pattern(r"(?<!\w)[A-Z]{1,2}\d{6}\([0-9A]\)(?!\w)", _shaped(c.hkid_holds), digits=6),
 )
 
 _NAMED = (
+    _pattern(r"(?<![\w-])\d{3} \d{2} \d{4}(?![\w-])", _named(c.ssn_holds), digits=9),
     _pattern(r"(?<![\d-])9\d{2}-[5-9]\d-\d{4}(?![\d-])", _named(_any), digits=9),  # US ITIN
     _pattern(r"(?<!\w)[A-Z]{3}[ABCFGHJLPT][A-Z]\d{4}[A-Z](?!\w)", _named(_any), digits=4),  # Indian PAN of others
     _pattern(r"(?<!\w)\d{2} ?\d{6} ?[A-Z] ?\d{3}(?!\w)", _named(c.german_pension_holds), digits=8),

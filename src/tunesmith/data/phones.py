@@ -25,7 +25,7 @@ _WORD = re.compile(
 )
 _WORD_CHARS = 48
 _OTHER_NUMBER = re.compile(
-    r"(?:\border|\binvoice|\bticket|\btracking|\bserial|\bref(?:erence)?|\bcase|\bsku|\bversion|\bmodel|\bpart|\bpo"
+    r"(?:\border|\bbatch|\blot|\bmembership|\binvoice|\bticket|\btracking|\bserial|\bref(?:erence)?|\bcase|\bsku|\bversion|\bmodel|\bpart|\bpo"
     r"|\bisbn|\bissn|\bid|\bcode|\bfirmware|\bbuild|\bparcel|\bshipment|\bbooking|\bconfirmation|\bcustomer|\bclient"
     r"|\bpolicy|\barticle|\bitem|\baccount|\bcontract|\bchapter|\bpages?|\bvin|\bdoi:?|\barxiv:?|\bpin|\botp|#)"
     r"\W{0,3}(?:number|no|nr|num|id|code|is|was)?\W{0,3}(?:is|was)?\W{0,3}$",

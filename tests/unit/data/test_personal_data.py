@@ -187,6 +187,8 @@ CLEAN = [
     "3 Samsung Galaxy 10, Black; 2 iPhone 15, white; 4 Nokia 3310, blue",
     "221 students, 12 Road trips, 3 Court cases, 4 Way stops, 2 Drive shafts, 5 Hill climbs",
     "Via 3 Roma stops; Via Roma tours 15 percent; rue the day 12 times; Place 3 tiles; Plaza 2",
+    "batch 667-18-8148 and part no. 6186-6029-1094, case 355607/0342, reference DHDPW9376L",
+    "Order 7790 8123 8955 and tracking 25 1988 1607 9464 9569 5189; membership 526 62 8510.",
     "<EMAIL_1> wrote to <PHONE_1> from <IP_ADDRESS_2>.",
 ]
 
