@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.chat.foreign_marks import own_marks
 from tunesmith.chat.mask import Trained, train
 from tunesmith.chat.refusal import RefusalKind, Refused
-from tunesmith.chat.render import Renderer
+from tunesmith.chat.render import SURROGATE, Renderer
 from tunesmith.chat.roles import TEMPLATE, role_at, role_ranges
 from tunesmith.chat.template import ChatTemplate, RawMessage, find_templates, read_template
 from tunesmith.chat.tokenizer import Tokenizer
@@ -63,13 +64,18 @@ class Previewer:
         self._tokenizer = None if tokenizer_dir is None else Tokenizer.load(tokenizer_dir)
         special = {} if self._tokenizer is None else self._tokenizer.special
         self._variables = {**special, **(variables or {})}
-        if template is not None:
-            self._templates = {"default": read_template(template)}
-        else:
-            assert tokenizer_dir is not None
-            found = find_templates(tokenizer_dir)
-            self._templates = {name: ChatTemplate(text, name=f"template {name}") for name, text in found.items()}
-        if "default" not in self._templates:
+        self._broken: Refused | None = None
+        self._templates: dict[str, ChatTemplate] = {}
+        try:
+            if template is not None:
+                self._templates = {"default": read_template(template)}
+            else:
+                assert tokenizer_dir is not None
+                found = find_templates(tokenizer_dir)
+                self._templates = {name: ChatTemplate(text, name=f"template {name}") for name, text in found.items()}
+        except Refused as refusal:
+            self._broken = refusal
+        if "default" not in self._templates and self._broken is None:
             raise ContractError(
                 "the folder has no chat template",
                 where=str(tokenizer_dir),
@@ -79,7 +85,9 @@ class Previewer:
             )
 
     def renderer(self, *, has_tools: bool) -> Renderer:
-        """Return the renderer for a conversation."""
+        """Return the renderer for a conversation. Raises `Refused` where the template is not valid Jinja."""
+        if self._broken is not None:
+            raise self._broken
         name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
         return Renderer(self._templates[name], self._variables, self._tokenizer)
 
@@ -107,6 +115,14 @@ def read_line(line: str) -> tuple[list[RawMessage], list[Mapping[str, JSON]]]:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise Refused(RefusalKind.BAD_INPUT, "the line is not JSON", found=str(error)) from error
+    except RecursionError as error:
+        raise Refused(RefusalKind.BAD_INPUT, "the line is nested too deep to be read") from error
+    if SURROGATE.search(line) or SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise Refused(
+            RefusalKind.BAD_INPUT,
+            "the line is not UTF-8, or holds half a character (a lone surrogate), which no tokenizer takes",
+            hint="decode the source as UTF-8, or remove the broken character",
+        )
     messages = value.get("messages") if isinstance(value, Mapping) else None
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise Refused(
@@ -120,16 +136,7 @@ def read_line(line: str) -> tuple[list[RawMessage], list[Mapping[str, JSON]]]:
         tools = _json_list(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise Refused(RefusalKind.BAD_INPUT, "tools must be a list of objects", found=type(tools).__name__)
-    return [_training_keys(message) for message in messages], tools
-
-
-def _training_keys(message: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Return the message with other projects' names for what trains: `loss_weight` (LLaMA-Factory), `training`."""
-    out = dict(message)
-    for theirs, ours in (("loss_weight", "weight"), ("training", "train")):
-        if theirs in out and ours not in out:
-            out[ours] = out.pop(theirs)
-    return out
+    return [own_marks(message) for message in messages], tools
 
 
 def to_json(sequences: Sequence[Trained]) -> dict[str, JSON]:

@@ -117,13 +117,13 @@ def _choice(kind: type[_Choice], value: str, option: str) -> _Choice:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file, what is not UTF-8 as lone surrogates: the preview refuses them line by line."""
     if str(path) == "-":
-        yield from sys.stdin
+        for raw in sys.stdin.buffer:
+            yield raw.decode("utf-8", "surrogateescape")
         return
     try:
-        with path.open(encoding="utf-8") as handle:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as handle:
             yield from handle
     except OSError as error:
         raise DataError(f"cannot read {path.name}", where=str(path), found=error.strerror or str(error)) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8", where=str(path), found=str(error)) from error
