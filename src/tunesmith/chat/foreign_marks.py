@@ -4,9 +4,9 @@ What lives here: the keys and their translation. What does not: what the marks d
 
     own_marks({"role": "assistant", "content": "Yes.", "loss_weight": 0.5})   ->  {..., "weight": 0.5}
 
-Sources: axolotl `prompt_strategies/chat_template.py` (`training`, `train_detail` with an inclusive `end_offset`; what no
-entry names does not train), LLaMA-Factory (`loss_weight`), ms-swift (`loss`), torchtune `data/_messages.py` (`masked`).
-OpenAI's and mistral-finetune's `weight` is ours.
+Sources: axolotl `prompt_strategies/chat_template.py` (`training`, and `train_detail` with an inclusive `end_offset`:
+what no entry names does not train), LLaMA-Factory (`loss_weight`), ms-swift (`loss`), torchtune `data/_messages.py`
+(`masked`). OpenAI's and mistral-finetune's `weight` is ours.
 """
 
 from __future__ import annotations
@@ -55,6 +55,5 @@ def _spans(detail: JSON, content: str) -> list[tuple[int, int, float]]:
 
 
 def _unreadable(key: str, value: JSON, *, expected: str) -> Refused:
-    return Refused(
-        RefusalKind.BAD_INPUT, f"what {key} says about training cannot be read", expected=expected, found=repr(value)[:80]
-    )
+    what = f"what {key} says about training cannot be read"
+    return Refused(RefusalKind.BAD_INPUT, what, expected=expected, found=repr(value)[:80])

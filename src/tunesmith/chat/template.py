@@ -35,7 +35,15 @@ TEMPLATE_FILE = "chat_template.jinja"
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Names under which messages carry reasoning, in the order in which transformers looks for them."""
 
-_TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 """What a template's own expressions raise while they run."""
 
 RawMessage = Mapping[str, JSON]

@@ -224,9 +224,12 @@ def _openings(probe: _Probe, guard: Guard) -> set[str]:
     Some templates write the next turn's opening behind every answer (Command A with retrieval).
     """
     user = _message("user", _USER)
-    before = [probe.attempt([user]), probe.attempt([_message("system", _SYSTEM), user])]
-    heads = [text.partition(said)[0] for text, said in zip(before, (_USER, _SYSTEM), strict=True) if text and said in text]
-    return set.intersection(*(set(control_strings(head, guard)) for head in heads)) if heads else set()
+    heads = []
+    for said, messages in ((_USER, [user]), (_SYSTEM, [_message("system", _SYSTEM), user])):
+        text = probe.attempt(messages)
+        if text is not None and said in text:
+            heads.append(set(control_strings(text.partition(said)[0], guard)))
+    return set.intersection(*heads) if heads else set()
 
 
 def control_strings(text: str, guard: Guard) -> list[str]:
