@@ -215,11 +215,12 @@ body{font:15px/1.7 ui-monospace,monospace;margin:2rem auto;max-width:70rem;paddi
 h2{font:600 16px system-ui;margin:2rem 0 .3rem}p.note{font:14px system-ui;color:#666;margin:.2rem 0 .6rem}
 .box{border:1px solid #ddd;border-radius:6px;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
 .t{border-radius:3px;padding:1px 0}.system{background:#ece7f6}.user{background:#e4eef9}.tool{background:#f6ecdc}
-.assistant{background:#eee}.template{background:#f5f5f5}.trained{background:#bfe8c4;border-bottom:2px solid #2b8a3e}
+.assistant{background:#eee}.template{background:#f5f5f5}.trained{--green:#bfe8c4}
+.trained{background:color-mix(in srgb,var(--green) calc(var(--w,1)*100%),transparent);border-bottom:2px solid #2b8a3e}
 .error{color:#a61e1e}.key span{margin-right:1rem;padding:2px 6px;border-radius:3px}
 @media(prefers-color-scheme:dark){body{background:#16181c;color:#ddd}.box{border-color:#333}.system{background:#3a3150}
 .user{background:#22344a}.tool{background:#46371d}.assistant{background:#2c2c2c}.template{background:#222}
-.trained{background:#1f5130;border-color:#51cf66}p.note{color:#999}}
+.trained{--green:#1f5130;border-color:#51cf66}p.note{color:#999}}
 """
 _KEY = ("system", "user", "tool", "assistant", "template", "trained")
 
@@ -257,7 +258,9 @@ def _piece_html(piece: Piece) -> str:
         parts.append(f"id {piece.token}")
     parts.append(f"weight {piece.weight:g}")
     text = html.escape(piece.text).replace("\n", "⏎\n")
-    return f'<span class="t {name}" title="{html.escape(", ".join(parts))}">{text}</span>'
+    # Less weight, less green: the colour of a trained token is mixed with the page in proportion
+    shade = f' style="--w:{min(piece.weight, 1):.2f}"' if 0 < piece.weight < 1 else ""
+    return f'<span class="t {name}" title="{html.escape(", ".join(parts))}"{shade}>{text}</span>'
 
 
 def summary(sequence: Trained) -> str:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _Choice = TypeVar("_Choice", bound=enum.StrEnum)
 
 _COLOURS = {"system": "magenta", "developer": "magenta", "user": "blue", "assistant": "white", "tool": "yellow"}
-_TRAINED = "black on green"
+_TRAINED, _LESS, _MORE = "black on green", "black on cyan", "bold black on bright_green"
+"""Trained tokens: of weight 1, of less, of more."""
 
 
 def register(app: typer.Typer) -> None:
@@ -92,10 +93,14 @@ def _show(number: int, item: Previewed | Refused) -> None:
         for piece in pieces:
             text.append(piece.text, style=_style(piece))
         console.print(text)
+        if weights := sorted({piece.weight for piece in pieces if piece.weight > 0} - {1.0}):
+            console.print(f"[dim]weights other than 1: {', '.join(f'{weight:g}' for weight in weights)}[/]")
 
 
 def _style(piece: Piece) -> str:
-    return _TRAINED if piece.weight > 0 else _COLOURS.get(piece.role, "dim")
+    if piece.weight <= 0:
+        return _COLOURS.get(piece.role, "dim")
+    return _TRAINED if piece.weight == 1 else _LESS if piece.weight < 1 else _MORE
 
 
 def _object(text: str) -> dict[str, JSON]:
