@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tunesmith.api.new_recipe import NewRecipe
     from tunesmith.api.opt_out import Takedown
     from tunesmith.core.marks import Mark
+    from tunesmith.serve.exported import Export
 
 __all__ = [
     "Change",
@@ -53,6 +54,7 @@ __all__ = [
     "content_hash",
     "diff",
     "explain",
+    "export",
     "gc",
     "import_config",
     "init",
@@ -230,6 +232,25 @@ def _contract_difference(before: str, after: str, a: Path, b: Path) -> Differenc
         for part in diff_contracts(a, b)
     )
     return Difference(before=before, after=after, stages=(), contract=parts)
+
+
+def export(
+    target: PathLike | None,
+    out: PathLike,
+    *,
+    to: str,
+    dtype: str | None = None,
+    base: PathLike | None = None,
+    device: str = "auto",
+    store: PathLike | None = None,
+) -> Export:
+    """Write a bundle's model and its contract to the new folder `out`: `to` is `merged` or `gguf`.
+
+    See `api.exporting.export` for number formats and for what is raised.
+    """
+    from tunesmith.api.exporting import export as write
+
+    return write(target, out, to=to, dtype=dtype, base=base, device=device, store=store)
 
 
 def explain(

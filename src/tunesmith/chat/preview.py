@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.chat.foreign_marks import own_marks
 from tunesmith.chat.mask import Trained, train
 from tunesmith.chat.refusal import RefusalKind, Refused
-from tunesmith.chat.render import Renderer
+from tunesmith.chat.render import SURROGATE, Renderer
 from tunesmith.chat.roles import TEMPLATE, role_at, role_ranges
 from tunesmith.chat.template import ChatTemplate, RawMessage, find_templates, read_template
 from tunesmith.chat.tokenizer import Tokenizer
@@ -63,13 +64,18 @@ class Previewer:
         self._tokenizer = None if tokenizer_dir is None else Tokenizer.load(tokenizer_dir)
         special = {} if self._tokenizer is None else self._tokenizer.special
         self._variables = {**special, **(variables or {})}
-        if template is not None:
-            self._templates = {"default": read_template(template)}
-        else:
-            assert tokenizer_dir is not None
-            found = find_templates(tokenizer_dir)
-            self._templates = {name: ChatTemplate(text, name=f"template {name}") for name, text in found.items()}
-        if "default" not in self._templates:
+        self._broken: Refused | None = None
+        self._templates: dict[str, ChatTemplate] = {}
+        try:
+            if template is not None:
+                self._templates = {"default": read_template(template)}
+            else:
+                assert tokenizer_dir is not None
+                found = find_templates(tokenizer_dir)
+                self._templates = {name: ChatTemplate(text, name=f"template {name}") for name, text in found.items()}
+        except Refused as refusal:
+            self._broken = refusal
+        if "default" not in self._templates and self._broken is None:
             raise ContractError(
                 "the folder has no chat template",
                 where=str(tokenizer_dir),
@@ -79,7 +85,9 @@ class Previewer:
             )
 
     def renderer(self, *, has_tools: bool) -> Renderer:
-        """Return the renderer for a conversation."""
+        """Return the renderer for a conversation. Raises `Refused` where the template is not valid Jinja."""
+        if self._broken is not None:
+            raise self._broken
         name = "tool_use" if has_tools and "tool_use" in self._templates else "default"
         return Renderer(self._templates[name], self._variables, self._tokenizer)
 
@@ -107,6 +115,14 @@ def read_line(line: str) -> tuple[list[RawMessage], list[Mapping[str, JSON]]]:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise Refused(RefusalKind.BAD_INPUT, "the line is not JSON", found=str(error)) from error
+    except RecursionError as error:
+        raise Refused(RefusalKind.BAD_INPUT, "the line is nested too deep to be read") from error
+    if SURROGATE.search(line) or SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise Refused(
+            RefusalKind.BAD_INPUT,
+            "the line is not UTF-8, or holds half a character (a lone surrogate), which no tokenizer takes",
+            hint="decode the source as UTF-8, or remove the broken character",
+        )
     messages = value.get("messages") if isinstance(value, Mapping) else None
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise Refused(
@@ -120,16 +136,7 @@ def read_line(line: str) -> tuple[list[RawMessage], list[Mapping[str, JSON]]]:
         tools = _json_list(tools)
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise Refused(RefusalKind.BAD_INPUT, "tools must be a list of objects", found=type(tools).__name__)
-    return [_training_keys(message) for message in messages], tools
-
-
-def _training_keys(message: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Return the message with other projects' names for what trains: `loss_weight` (LLaMA-Factory), `training`."""
-    out = dict(message)
-    for theirs, ours in (("loss_weight", "weight"), ("training", "train")):
-        if theirs in out and ours not in out:
-            out[ours] = out.pop(theirs)
-    return out
+    return [own_marks(message) for message in messages], tools
 
 
 def to_json(sequences: Sequence[Trained]) -> dict[str, JSON]:
@@ -208,11 +215,12 @@ body{font:15px/1.7 ui-monospace,monospace;margin:2rem auto;max-width:70rem;paddi
 h2{font:600 16px system-ui;margin:2rem 0 .3rem}p.note{font:14px system-ui;color:#666;margin:.2rem 0 .6rem}
 .box{border:1px solid #ddd;border-radius:6px;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
 .t{border-radius:3px;padding:1px 0}.system{background:#ece7f6}.user{background:#e4eef9}.tool{background:#f6ecdc}
-.assistant{background:#eee}.template{background:#f5f5f5}.trained{background:#bfe8c4;border-bottom:2px solid #2b8a3e}
+.assistant{background:#eee}.template{background:#f5f5f5}.trained{--green:#bfe8c4}
+.trained{background:color-mix(in srgb,var(--green) calc(var(--w,1)*100%),transparent);border-bottom:2px solid #2b8a3e}
 .error{color:#a61e1e}.key span{margin-right:1rem;padding:2px 6px;border-radius:3px}
 @media(prefers-color-scheme:dark){body{background:#16181c;color:#ddd}.box{border-color:#333}.system{background:#3a3150}
 .user{background:#22344a}.tool{background:#46371d}.assistant{background:#2c2c2c}.template{background:#222}
-.trained{background:#1f5130;border-color:#51cf66}p.note{color:#999}}
+.trained{--green:#1f5130;border-color:#51cf66}p.note{color:#999}}
 """
 _KEY = ("system", "user", "tool", "assistant", "template", "trained")
 
@@ -250,7 +258,9 @@ def _piece_html(piece: Piece) -> str:
         parts.append(f"id {piece.token}")
     parts.append(f"weight {piece.weight:g}")
     text = html.escape(piece.text).replace("\n", "⏎\n")
-    return f'<span class="t {name}" title="{html.escape(", ".join(parts))}">{text}</span>'
+    # Less weight, less green: the colour of a trained token is mixed with the page in proportion
+    shade = f' style="--w:{min(piece.weight, 1):.2f}"' if 0 < piece.weight < 1 else ""
+    return f'<span class="t {name}" title="{html.escape(", ".join(parts))}"{shade}>{text}</span>'
 
 
 def summary(sequence: Trained) -> str:

@@ -224,6 +224,8 @@ class Renderer:
                 found = type(shaped["tool_calls"]).__name__
                 raise Refused(RefusalKind.BAD_INPUT, "tool_calls must be a list", where=where, found=found)
             shaped["tool_calls"] = [self._shape_call(call, where) for call in shaped["tool_calls"]]
+            if content is None and self.traits.calls_need_content:
+                shaped["content"] = ""
         return shaped
 
     def _shape_call(self, call: Mapping[str, JSON], where: str) -> dict[str, JSON]:

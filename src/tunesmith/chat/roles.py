@@ -65,7 +65,14 @@ def _end_of(renderer: Renderer, shaped: Shaped, count: int, whole: str) -> int:
         if a != b:
             break
         length += 1
-    return length
+    said = shaped.messages[count - 1].get("content")
+    if length == len(part) or not isinstance(said, str) or not said.strip():
+        return length
+    # The whole writes this turn otherwise (a thought that only the last turn keeps): it ends behind what it says
+    at = whole.find(said.strip(), length)
+    tail = part.rpartition(said.strip())[2]
+    end = at + len(said.strip())
+    return length if at < 0 else end + (len(tail) if whole.startswith(tail, end) else 0)
 
 
 def count_by_role(

@@ -35,6 +35,17 @@ TEMPLATE_FILE = "chat_template.jinja"
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Names under which messages carry reasoning, in the order in which transformers looks for them."""
 
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What a template's own expressions raise while they run."""
+
 RawMessage = Mapping[str, JSON]
 """A message as a template sees it: the OpenAI chat shape as a plain dict."""
 
@@ -86,7 +97,7 @@ class ChatTemplate:
         )
         try:
             return self._compiled.render(scope)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise Refused(
                 RefusalKind.TEMPLATE_ERROR,
                 f"the chat template refuses these messages: {error}",

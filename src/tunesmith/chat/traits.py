@@ -71,9 +71,13 @@ class Traits:
     """Where the rendering of a last turn ends without a control string: the one that opens the next user turn."""
     implied_call_stop: str | None
     """The same for a turn with tool calls: the control string that opens the tool's result."""
+    opener: str | None
+    """Control string that opens the turn behind an answer. The generation prompt writes it; an answer never does."""
     generation_prompt: str
     """Text that `add_generation_prompt` adds after a user turn."""
     arguments: ArgumentsForm
+    calls_need_content: bool
+    """Whether a turn with tool calls must carry content, if only an empty one."""
     renders_tools: bool
     renders_reasoning: bool
     """Whether `reasoning_content` of the last turn reaches the rendering."""
@@ -101,15 +105,17 @@ def find_traits(template: ChatTemplate, variables: Mapping[str, JSON], guard: Gu
             found=full[-120:],
             hint="choose a template that renders assistant turns",
         )
-    stops, implied = _find_stops(probe, guard, full)
-    arguments, call_stops, implied_call = _find_arguments(probe, guard, stops)
+    stops, implied, opener = _find_stops(probe, guard, full)
+    calls = _find_calls(probe, guard, stops)
     reasoned = probe.attempt([user, {**answer, "reasoning_content": _REASON}], prompt=False)
     return Traits(
-        stops=(*stops, *(stop for stop in call_stops if stop not in stops)),
+        stops=(*stops, *(stop for stop in calls.stops if stop not in stops)),
         implied_stop=implied,
-        implied_call_stop=implied_call if implied else None,
+        implied_call_stop=calls.implied_stop if implied else None,
+        opener=opener,
         generation_prompt=prompt[_shared(prompt, probe.render([user], prompt=False)) :],
-        arguments=arguments,
+        arguments=calls.arguments,
+        calls_need_content=calls.need_content,
         renders_tools=_TOOL in (probe.attempt([user], tools=PROBE_TOOLS) or ""),
         renders_reasoning=_REASON in (reasoned or ""),
         takes_system=_SYSTEM in (probe.attempt([_message("system", _SYSTEM), user]) or ""),
@@ -190,8 +196,8 @@ def _message(role: str, content: str) -> dict[str, JSON]:
     return {"role": role, "content": content}
 
 
-def _find_stops(probe: _Probe, guard: Guard, full: str) -> tuple[list[str], str | None]:
-    """Return (stops of an answer, implied stop)."""
+def _find_stops(probe: _Probe, guard: Guard, full: str) -> tuple[list[str], str | None, str | None]:
+    """Return (stops of an answer, implied stop, what opens the turn behind it)."""
     last = full.rpartition(_ANSWER)[2]
     longer = probe.attempt(
         [_message("user", _USER), _message("assistant", _ANSWER), _message("user", _NEXT)], prompt=False
@@ -199,13 +205,31 @@ def _find_stops(probe: _Probe, guard: Guard, full: str) -> tuple[list[str], str 
     middle = longer.rpartition(_ANSWER)[2] if longer and _ANSWER in longer else last
     found = control_strings(last[: _shared(last, middle)], guard)
     if found:
-        return [found[-1]], None
+        opening = _openings(probe, guard)
+        while len(found) > 1 and found[-1] in opening:
+            found.pop()
+        header = middle.partition(found[-1])[2].partition(_NEXT)[0] if _NEXT in middle else ""
+        return [found[-1]], None, next(iter(control_strings(header, guard)), None)
     found = control_strings(last, guard)
     if found:
-        return [found[0]], None
+        return [found[0]], None, None
     found = control_strings(middle.partition(_NEXT)[0], guard)
     opens_at_once = bool(found) and middle.lstrip().startswith(found[0])
-    return [], found[0] if opens_at_once else None
+    return [], found[0] if opens_at_once else None, None
+
+
+def _openings(probe: _Probe, guard: Guard) -> set[str]:
+    """Return control strings that open a turn, whoever speaks: they end none.
+
+    Some templates write the next turn's opening behind every answer (Command A with retrieval).
+    """
+    user = _message("user", _USER)
+    heads = []
+    for said, messages in ((_USER, [user]), (_SYSTEM, [_message("system", _SYSTEM), user])):
+        text = probe.attempt(messages)
+        if text is not None and said in text:
+            heads.append(set(control_strings(text.partition(said)[0], guard)))
+    return set.intersection(*heads) if heads else set()
 
 
 def control_strings(text: str, guard: Guard) -> list[str]:
@@ -214,10 +238,21 @@ def control_strings(text: str, guard: Guard) -> list[str]:
     return known or [match.group() for match in BRACKETED.finditer(text)]
 
 
-def _find_arguments(probe: _Probe, guard: Guard, stops: Sequence[str]) -> tuple[ArgumentsForm, list[str], str | None]:
-    """Return (form of tool arguments, further stops of a turn with a tool call, its implied stop)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Calls:
+    """What a template does with tool calls."""
+
+    arguments: ArgumentsForm = ArgumentsForm.NONE
+    stops: tuple[str, ...] = ()
+    """Further stops of a turn with tool calls."""
+    implied_stop: str | None = None
+    need_content: bool = False
+
+
+def _find_calls(probe: _Probe, guard: Guard, stops: Sequence[str]) -> _Calls:
     seen: dict[ArgumentsForm, str] = {}
     implied: str | None = None
+    need_content = True
     for form, arguments in (
         (ArgumentsForm.OBJECT, {_ARGUMENT: _VALUE}),
         (ArgumentsForm.STRING, json.dumps({_ARGUMENT: _VALUE})),
@@ -232,14 +267,19 @@ def _find_arguments(probe: _Probe, guard: Guard, stops: Sequence[str]) -> tuple[
             if _TOOL in tail and _carries_arguments(tail):
                 seen[form] = tail
                 implied = implied or _opens_result(probe, guard, message)
+                need_content = need_content and "content" in message
                 break
     if not seen:
-        return ArgumentsForm.NONE, [], None
-    form = ArgumentsForm.EITHER if len(seen) == 2 else next(iter(seen))
+        return _Calls()
     after = next(iter(seen.values())).rpartition(_VALUE)[2]
     found = control_strings(after, guard)
-    extra = [found[-1]] if found and stops and not any(stop in found for stop in stops) else []
-    return form, extra, implied
+    more = bool(found and stops and not any(stop in found for stop in stops))
+    return _Calls(
+        arguments=ArgumentsForm.EITHER if len(seen) == 2 else next(iter(seen)),
+        stops=(found[-1],) if more else (),
+        implied_stop=implied,
+        need_content=need_content,
+    )
 
 
 def _opens_result(probe: _Probe, guard: Guard, call: RawMessage) -> str | None:

@@ -12,6 +12,7 @@ For each trained turn k, with messages[:k] before it:
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,7 @@ def turn_weights(messages: Sequence[RawMessage], train_on: TrainOn) -> dict[int,
     out: dict[int, float] = {}
     for index in turns:
         flag, weight = messages[index].get("train"), messages[index].get("weight")
-        if not isinstance(flag, bool | None) or not isinstance(weight, int | float | None) or (weight or 0) < 0:
+        if not isinstance(flag, bool | None) or not (weight is None or _is_weight(weight)):
             raise Refused(
                 RefusalKind.BAD_INPUT,
                 "what says how a turn trains cannot be read",
@@ -129,6 +130,8 @@ def _turn(
 ) -> Turn:
     text = renderer.text(shaped, index + 1, prompt=False)
     prompt = renderer.text(shaped, index, prompt=True) if index else _opening_prompt(renderer, shaped, text)
+    if index and not text.startswith(prompt):
+        text = _behind_prompt(renderer, shaped, index, prompt, text) or text
     if not text.startswith(prompt):
         raise Refused(
             RefusalKind.NOT_SERVING_PREFIX,
@@ -140,10 +143,39 @@ def _turn(
             "or use a template made for training",
         )
     message = shaped.messages[index]
+    _check_header_supplied(renderer, text.guarded[len(prompt.plain) :], index)
     text, appended = _with_stop(renderer, text, len(prompt.plain), calls=bool(message.get("tool_calls")))
     _check_answer_kept(renderer, message, text.plain[len(prompt.plain) :], index)
     marks = _marks(messages[index], text, len(prompt.plain), weight, reasoning)
     return Turn(index, prompt, text, marks, appended)
+
+
+def _behind_prompt(renderer: Renderer, shaped: Shaped, index: int, prompt: Text, text: Text) -> Text | None:
+    """Return prompt and answer where a template writes the messages before an answered turn otherwise, else `None`.
+
+    Mistral's published templates put the system prompt at the last user message, and leave it out once there is an
+    answer behind it. The answer is what follows the last message and the same header as in the prompt; the header holds
+    a control string, which content cannot.
+    """
+    content = (shaped.masked or shaped).messages[index - 1].get("content")
+    said = content.strip() if isinstance(content, str) else ""
+    header = prompt.guarded.rpartition(said)[2] if said and said in prompt.guarded else ""
+    at = text.guarded.rfind(said + header)
+    if at < 0 or not renderer.guard.pattern.search(header):
+        return None
+    return prompt + text.cut(at + len(said + header), len(text.plain))
+
+
+def _check_header_supplied(renderer: Renderer, target: str, index: int) -> None:
+    opener = renderer.traits.opener
+    if opener is not None and target.lstrip().startswith(opener):
+        raise Refused(
+            RefusalKind.NOT_SERVING_PREFIX,
+            "the generation prompt does not open the assistant's turn: its header would train as if it were the answer",
+            where=f"{renderer.template.name}, message {index + 1}",
+            found=target[:60],
+            hint="add {% if add_generation_prompt %} with the assistant's header at the end of the template",
+        )
 
 
 def _opening_prompt(renderer: Renderer, shaped: Shaped, text: Text) -> Text:
@@ -257,7 +289,11 @@ def _is_span(span: JSON, length: int) -> bool:
     if not isinstance(span, (list, tuple)) or len(span) != 3 or not all(isinstance(x, int | float) for x in span):
         return False
     low, high, factor = span
-    return isinstance(low, int) and isinstance(high, int) and 0 <= low <= high <= length and factor >= 0
+    return isinstance(low, int) and isinstance(high, int) and 0 <= low <= high <= length and _is_weight(factor)
+
+
+def _is_weight(value: JSON) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
 def _locate(text: str, answer: str, start: int) -> tuple[int, int]:

@@ -33,6 +33,7 @@ VERBS = (
     "preview",
     "serve",
     "promote",
+    "export",
     "compare",
     "monitor",
     "review",

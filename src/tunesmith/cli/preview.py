@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _Choice = TypeVar("_Choice", bound=enum.StrEnum)
 
 _COLOURS = {"system": "magenta", "developer": "magenta", "user": "blue", "assistant": "white", "tool": "yellow"}
-_TRAINED = "black on green"
+_TRAINED, _LESS, _MORE = "black on green", "black on cyan", "bold black on bright_green"
+"""Trained tokens: of weight 1, of less, of more."""
 
 
 def register(app: typer.Typer) -> None:
@@ -92,10 +93,14 @@ def _show(number: int, item: Previewed | Refused) -> None:
         for piece in pieces:
             text.append(piece.text, style=_style(piece))
         console.print(text)
+        if weights := sorted({piece.weight for piece in pieces if piece.weight > 0} - {1.0}):
+            console.print(f"[dim]weights other than 1: {', '.join(f'{weight:g}' for weight in weights)}[/]")
 
 
 def _style(piece: Piece) -> str:
-    return _TRAINED if piece.weight > 0 else _COLOURS.get(piece.role, "dim")
+    if piece.weight <= 0:
+        return _COLOURS.get(piece.role, "dim")
+    return _TRAINED if piece.weight == 1 else _LESS if piece.weight < 1 else _MORE
 
 
 def _object(text: str) -> dict[str, JSON]:
@@ -117,13 +122,13 @@ def _choice(kind: type[_Choice], value: str, option: str) -> _Choice:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file, what is not UTF-8 as lone surrogates: the preview refuses them line by line."""
     if str(path) == "-":
-        yield from sys.stdin
+        for raw in sys.stdin.buffer:
+            yield raw.decode("utf-8", "surrogateescape")
         return
     try:
-        with path.open(encoding="utf-8") as handle:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as handle:
             yield from handle
     except OSError as error:
         raise DataError(f"cannot read {path.name}", where=str(path), found=error.strerror or str(error)) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8", where=str(path), found=str(error)) from error

@@ -188,7 +188,7 @@ def write_tokenizer(meta: dict[str, Any], out: Path) -> None:
         )
     tokens: list[str] = meta["tokenizer.ggml.tokens"]
     types: list[int] = meta["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
+    merges = [tuple(merge.split(" ")) for merge in meta.get("tokenizer.ggml.merges", ())]
     tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[splitter]()
     tokenizer.decoder = decoders.ByteLevel()

@@ -19,7 +19,7 @@ from tunesmith.chat.contract import Contract
 from tunesmith.chat.parts import SystemRule
 from tunesmith.chat.schema import AnswerSchema
 from tunesmith.errors import ContractError, RecipeError, ServeError
-from tunesmith.serve.bundle import Bundle
+from tunesmith.serve.bundle import Bundle, holds_whole_model
 from tunesmith.serve.constrain import ANY_OBJECT, JsonGrammar
 from tunesmith.serve.engines import Constraint, Engine, GenerationRequest, Weights
 from tunesmith.serve.guardrails import Policy, injection_flags
@@ -74,7 +74,10 @@ class Gate:
         self._limits = limits
         self._grammar = grammar
         self._schema = None if contract.output_schema is None else AnswerSchema(contract.output_schema)
-        self.models: Mapping[str, Weights] = {bundle.name: Weights.ADAPTER, bundle.base.id: Weights.BASE}
+        models = {bundle.name: Weights.ADAPTER, bundle.base.id: Weights.BASE}
+        if holds_whole_model(bundle.root):
+            del models[bundle.base.id]  # full fine-tuning leaves no base in the model that answers
+        self.models: Mapping[str, Weights] = models
 
     def prompt_ids(self, conversation: Conversation) -> tuple[int, ...]:
         """Render a conversation to the ids that the engine gets: the one path for requests and for golden vectors.

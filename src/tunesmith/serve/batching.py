@@ -24,7 +24,7 @@ import torch
 
 from tunesmith.errors import ServeError
 from tunesmith.model.generate import choose
-from tunesmith.model.load import DtypeName, load_model
+from tunesmith.model.load import DtypeName, is_whole_model, load_model
 from tunesmith.serve.engines import Cancel, Constraint, Emit, Finished, GenerationRequest, NewTokens, Weights
 from tunesmith.serve.runners import Lane, Runner, choose_runner
 from tunesmith.types import FinishReason, Log
@@ -59,7 +59,9 @@ class _Batch:
 class BatchingEngine:
     """Generate with a runner. See `engines.Engine`."""
 
-    def __init__(self, runner: Runner, *, max_batch: int, log: Log) -> None:
+    def __init__(self, runner: Runner, *, max_batch: int, log: Log, holds: frozenset[Weights] | None = None) -> None:
+        """Take the runner. `holds` are the weights that it answers with; by default the base's, and an adapter's."""
+        self._holds = holds or frozenset(Weights if runner.has_adapter else (Weights.BASE,))
         self.name = runner.name
         self.context_length = runner.context_length
         self.vocab_size = runner.vocab_size
@@ -80,8 +82,9 @@ class BatchingEngine:
     def submit(self, request: GenerationRequest, emit: Emit) -> Cancel:
         """Queue one answer. Raises `ServeError` where it asks for an adapter and none is loaded."""
         assert request.prompt, "an empty prompt"
-        if request.weights is Weights.ADAPTER and not self._runner.has_adapter:
-            raise ServeError("no adapter is loaded", hint="ask for the base model, or serve a bundle with an adapter")
+        if request.weights not in self._holds:
+            missing = "no adapter is" if request.weights is Weights.ADAPTER else "the base is not"
+            raise ServeError(f"{missing} loaded", hint="ask for the other model, or serve a bundle with an adapter")
         cancelled = threading.Event()
         with self._lock:
             if self._failure is None:
@@ -256,4 +259,5 @@ def open_engine(
     model = load_model(base_dir, dtype=dtype, adapter_dir=adapter_dir).to(device).eval()
     runner, reason = choose_runner(model, prefix=prefix)
     log("engine_chosen", {"engine": runner.name, "reason": reason, "prefix_tokens": len(prefix)})
-    return BatchingEngine(runner, max_batch=max_batch, log=log)
+    whole = adapter_dir is not None and is_whole_model(adapter_dir)
+    return BatchingEngine(runner, max_batch=max_batch, log=log, holds=frozenset((Weights.ADAPTER,)) if whole else None)

@@ -2,6 +2,8 @@
 
     adapter/  contract/  golden.jsonl  README.md  gates.json  base.json  bundle.json  checksums.json
 
+`adapter/` is a PEFT adapter, or after full fine-tuning the whole model.
+
 What lives here: writing and checking the files of a bundle, no model loaded. What does not: running the model
 (`serve.startup` proves the engine), deciding on promotion (`gates.json` is read here, judged by the stage).
 A file too many, too few or changed by hand is refused by name. The base model is never copied: `base.json` holds the
@@ -24,9 +26,10 @@ from tunesmith.types import JSON, Conversation, canonical_json, sha256_hex
 Dtype = Literal["float32", "bfloat16", "float16"]
 BUNDLE_FORMAT = 1
 CHECKSUMS_FILE = "checksums.json"
+ADAPTER_FILES = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+WHOLE_MODEL_FILES = ("adapter/config.json",)
+"""What `adapter/` must hold: a PEFT adapter, or all the weights that full fine-tuning leaves."""
 REQUIRED_FILES = (
-    "adapter/adapter_config.json",
-    "adapter/adapter_model.safetensors",
     "contract/contract.json",
     "contract/tokenizer/tokenizer.json",
     "golden.jsonl",
@@ -133,6 +136,15 @@ def folder_sha256(sums: Mapping[str, str]) -> str:
     return sha256_hex(canonical_json(dict(sorted(sums.items()))))
 
 
+def holds_whole_model(root: Path) -> bool:
+    """Whether a bundle holds a whole model, in `adapter/`: full fine-tuning leaves no adapter."""
+    return (root / WHOLE_MODEL_FILES[0]).is_file() and not (root / ADAPTER_FILES[0]).is_file()
+
+
+def _required(root: Path) -> tuple[str, ...]:
+    return (*(WHOLE_MODEL_FILES if holds_whole_model(root) else ADAPTER_FILES), *REQUIRED_FILES)
+
+
 def base_sums(model_dir: Path) -> dict[str, str]:
     """Return the sha256 of the base's weights and configs. Raises `ServeError` where the folder holds none."""
     files = (
@@ -162,8 +174,8 @@ def load_bundle(root: Path) -> Bundle:
     Raises `ServeError` for a file that is missing, added or changed, `ContractError` where the contract's parts do not
     agree with each other; both name the part.
     """
-    _check_files(root)
-    meta = _json(root / "bundle.json")
+    check_files(root, what="bundle", required=_required(root), remedy="tunesmith run RECIPE --only bundle")
+    meta = read_object(root / "bundle.json")
     if meta.get("format") != BUNDLE_FORMAT:
         raise ServeError(
             "the bundle was made by another version of tunesmith",
@@ -185,8 +197,8 @@ def load_bundle(root: Path) -> Bundle:
                 found=f"sha256 {found}",
                 hint="make the bundle again; parts of two bundles do not mix",
             )
-    gates = _json(root / "gates.json")
-    base = _json(root / "base.json")
+    gates = read_object(root / "gates.json")
+    base = read_object(root / "base.json")
     lines = (root / "golden.jsonl").read_text(encoding="utf-8").splitlines()
     golden = tuple(Golden.from_json(json.loads(line)) for line in lines)
     if not golden:
@@ -219,39 +231,41 @@ def check_base(bundle: Bundle, model_dir: Path) -> None:
             )
 
 
-def _check_files(root: Path) -> None:
+def check_files(root: Path, *, what: str, required: Sequence[str], remedy: str) -> None:
+    """Raise `ServeError` that names the first file which is missing, was added or was changed by hand."""
     if not root.is_dir():
-        raise ServeError("there is no bundle here", where=str(root), hint="tunesmith show lists the bundles of a run")
-    missing = [name for name in REQUIRED_FILES if not (root / name).is_file()]
+        raise ServeError(f"there is no {what} here", where=str(root), hint="tunesmith show lists the bundles of a run")
+    missing = [name for name in required if not (root / name).is_file()]
     if missing:
         raise ServeError(
-            "the bundle is not complete",
+            f"the {what} is not complete",
             where=str(root),
-            expected=", ".join(REQUIRED_FILES),
+            expected=", ".join(required),
             found=f"missing: {', '.join(missing)}",
-            hint="make the bundle again: tunesmith run RECIPE --only bundle",
+            hint=f"make the {what} again: {remedy}",
         )
-    stated: Mapping[str, Any] = _json(root / CHECKSUMS_FILE)
+    stated: Mapping[str, Any] = read_object(root / CHECKSUMS_FILE)
     found = file_sums(root, leave_out=(CHECKSUMS_FILE,))
     for name in sorted(stated.keys() | found.keys()):
         if name not in found:
-            what = "is missing"
+            state = "is missing"
         elif name not in stated:
-            what = "was added by hand"
+            state = "was added by hand"
         elif stated[name] != found[name]:
-            what = "was changed by hand"
+            state = "was changed by hand"
         else:
             continue
         raise ServeError(
-            f"{name} {what}",
+            f"{name} {state}",
             where=str(root / name),
             expected=f"sha256 {stated.get(name, 'none: no such file')}",
             found=f"sha256 {found.get(name, 'none: no such file')}",
-            hint="change the recipe and run it again; a bundle is never edited",
+            hint=f"change the recipe and run it again; {what}s are never edited",
         )
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def read_object(path: Path) -> Mapping[str, Any]:
+    """Return the JSON object in a file of a bundle. Raises `ServeError`."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,6 +27,8 @@ class CardFacts:
     """`source.json` of the base: id, sha256, license, ..."""
     contract_sha256: str
     adapter_sha256: str
+    trained: Literal["adapter", "whole model"]
+    """What `adapter/` holds."""
     system_prompt: str | None
     output_schema: Mapping[str, JSON] | None
     evaluation: Mapping[str, Any]
@@ -77,21 +79,23 @@ def _front_matter(facts: CardFacts) -> dict[str, JSON]:
     results = [{"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}]
     return {
         "base_model": str(facts.base["id"]),
-        "base_model_relation": "adapter",
-        "library_name": "peft",
+        "base_model_relation": "adapter" if facts.trained == "adapter" else "finetune",
+        "library_name": "peft" if facts.trained == "adapter" else "transformers",
         "license": str(license_id) if license_id else "other",
         "pipeline_tag": "text-generation",
-        "tags": ["tunesmith", "lora"],
+        "tags": ["tunesmith", *(["lora"] if facts.trained == "adapter" else [])],
         "datasets": sorted(facts.sources),
         "model-index": [{"name": facts.name, "results": results}],
     }
 
 
 def _head(facts: CardFacts) -> list[str]:
+    is_adapter = facts.trained == "adapter"
+    what, loader = ("LoRA adapter on", "PEFT") if is_adapter else ("fine-tuning of all weights of", "transformers")
     return [
         f"# {facts.name}",
         "",
-        f"A LoRA adapter on `{facts.base['id']}`, made by tunesmith. It belongs to one contract (system prompt, chat "
+        f"A {what} `{facts.base['id']}`, made by tunesmith. It belongs to one contract (system prompt, chat "
         "template, output schema, stop tokens, decoding): asked any other way, its figures below do not hold.",
         "",
         f"- contract `{facts.contract_sha256}`",
@@ -99,8 +103,8 @@ def _head(facts: CardFacts) -> list[str]:
         f"- base `{facts.base.get('sha256', 'not pinned')}`",
         "",
         "Serve it with `tunesmith serve`, which proves the contract before it listens. In other engines load "
-        "`adapter/` with PEFT and render prompts with `contract/tokenizer/chat_template.jinja`; `golden.jsonl` holds "
-        "the exact token ids to compare with.",
+        f"`adapter/` with {loader} and render prompts with `contract/tokenizer/chat_template.jinja`; `golden.jsonl` "
+        "holds the exact token ids to compare with.",
         "",
     ]
 

@@ -111,6 +111,7 @@ class FlatRunner:
             self._decoder(Weights.ADAPTER if self.has_adapter else Weights.BASE)
 
     def _decoder(self, weights: Weights) -> tuple[Decoder, Prefix | None]:
+        weights = weights if self.has_adapter else Weights.BASE  # without an adapter there is one set of weights
         if weights not in self._decoders:
             with _with_weights(self._model, weights):
                 decoder = Decoder(self._model, max_positions=self.context_length or 1 << 15)

@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
@@ -139,7 +140,7 @@ def bundle(inputs: BundleInputs, spec: BundleSpec, ctx: Context) -> Summary:
     }
     _write(ctx, "bundle.json", meta)
     rows = read_rows(inputs.splits.path / "train.parquet")
-    facts = _card_facts(inputs, spec, contract, meta=meta, source=source, gates=gates, rows=rows)
+    facts = _card_facts(ctx.out, inputs, spec, contract, meta=meta, source=source, gates=gates, rows=rows)
     (ctx.out / "README.md").write_text(model_card(facts), encoding="utf-8")
     sums = write_checksums(ctx.out)
 
@@ -195,7 +196,7 @@ def _golden(inputs: BundleInputs, spec: BundleSpec, contract: Contract, *, dtype
     """Return the contract's vectors and some validation prompts, the first of both with next-token probabilities."""
     from tunesmith.chat.refusal import Refused
     from tunesmith.data.write import read_rows
-    from tunesmith.model.load import load_model
+    from tunesmith.model.load import is_whole_model, load_model
     from tunesmith.serve.bundle import Golden
 
     vectors = [Golden(conversation=vector.conversation, ids=tuple(vector.ids)) for vector in contract.golden]
@@ -214,8 +215,10 @@ def _golden(inputs: BundleInputs, spec: BundleSpec, contract: Contract, *, dtype
             continue  # encode counts and keeps the rows that the contract refuses
     # Real prompts first: there the adapter shows what it learnt
     chosen = {id(item) for item in (*own, *vectors)[: spec.golden_probabilities]}
-    model = load_model(inputs.base.path / "model", dtype=dtype, adapter_dir=inputs.adapter.path / "adapter").to(device)
-    recorded = [_with_probabilities(item, model) if id(item) in chosen else item for item in (*vectors, *own)]
+    tuned_dir, base_dir = inputs.adapter.path / "adapter", inputs.base.path / "model"
+    model = load_model(base_dir, dtype=dtype, adapter_dir=tuned_dir).to(device)
+    bare = load_model(base_dir, dtype=dtype).to(device) if is_whole_model(tuned_dir) else None
+    recorded = [_with_probabilities(item, model, bare) if id(item) in chosen else item for item in (*vectors, *own)]
     apart = [abs(a - b) for item in recorded for a, b in zip(item.tuned_logprobs, item.base_logprobs, strict=True)]
     if sum(apart) / len(apart) < _INERT_NATS:
         raise ServeError(
@@ -228,7 +231,9 @@ def _golden(inputs: BundleInputs, spec: BundleSpec, contract: Contract, *, dtype
     return recorded
 
 
-def _with_probabilities(golden: Golden, model: torch.nn.Module) -> Golden:
+def _with_probabilities(golden: Golden, model: torch.nn.Module, bare_model: torch.nn.Module | None) -> Golden:
+    """Record what the model says next, and what the base says: the model without its adapter, or `bare_model`."""
+    from contextlib import nullcontext
     from dataclasses import replace
 
     import torch
@@ -237,8 +242,9 @@ def _with_probabilities(golden: Golden, model: torch.nn.Module) -> Golden:
     ids = torch.tensor([list(golden.ids)], device=next(model.parameters()).device)
     with torch.inference_mode():
         tuned = torch.log_softmax(peft_model(input_ids=ids, logits_to_keep=1).logits[0, -1].float(), dim=-1)
-        with peft_model.disable_adapter():
-            bare = torch.log_softmax(peft_model(input_ids=ids, logits_to_keep=1).logits[0, -1].float(), dim=-1)
+        base_model: Any = bare_model or peft_model
+        with nullcontext() if bare_model is not None else peft_model.disable_adapter():
+            bare = torch.log_softmax(base_model(input_ids=ids, logits_to_keep=1).logits[0, -1].float(), dim=-1)
     best = tuned.topk(_TOP)
     return replace(
         golden,
@@ -249,6 +255,7 @@ def _with_probabilities(golden: Golden, model: torch.nn.Module) -> Golden:
 
 
 def _card_facts(
+    bundle_dir: Path,
     inputs: BundleInputs,
     spec: BundleSpec,
     contract: Contract,
@@ -258,6 +265,7 @@ def _card_facts(
     gates: Mapping[str, Any],
     rows: Sequence[Row],
 ) -> Any:
+    from tunesmith.serve.bundle import holds_whole_model
     from tunesmith.serve.card import CardFacts
 
     sources: dict[str, dict[str, Any]] = {}
@@ -271,6 +279,7 @@ def _card_facts(
         base=source,
         contract_sha256=contract.sha256,
         adapter_sha256=meta["adapter_sha256"],
+        trained="whole model" if holds_whole_model(bundle_dir) else "adapter",
         system_prompt=contract.system,
         output_schema=contract.output_schema,
         evaluation=_results(inputs.evaluation),

@@ -3,6 +3,7 @@
 import pytest
 from chat_world import family_renderer, smollm2_renderer
 
+from tunesmith.chat.foreign_marks import own_marks
 from tunesmith.chat.mask import train
 from tunesmith.chat.refusal import RefusalKind, Refused
 from tunesmith.chat.render import Renderer
@@ -246,3 +247,88 @@ def test_a_single_beginning_of_sequence_token_is_enforced():
     with pytest.raises(Refused) as caught:
         renderer.prompt([user("q")])
     assert caught.value.kind is RefusalKind.TWO_BOS
+
+
+MISTRAL = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% else %}"
+    "{% set rest = messages %}{% endif %}{% for m in rest %}{% if m.role == 'user' %}[INST] "
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}[/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_system_prompt_that_only_the_prompt_has_stands_before_every_answer():
+    """Mistral's published templates leave the system prompt out once an answer follows."""
+    renderer = Renderer(ChatTemplate(MISTRAL), {"bos_token": "<s>", "eos_token": "</s>"})
+    messages = [{"role": "system", "content": "Be brief."}, *TWO]
+    sequences = train(renderer, messages)
+    assert [item.text for item in sequences] == [
+        "<s>[INST] Be brief.\n\nq1[/INST] one</s>",
+        "<s>[INST] q1[/INST] one</s>[INST] Be brief.\n\nq2[/INST] two</s>",
+    ]
+    assert trained(renderer, messages) == [[" one</s>"], [" two</s>"]]
+
+
+def test_a_header_that_the_generation_prompt_leaves_out_never_trains():
+    text = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    assert refusal(Renderer(ChatTemplate(text)), TWO) is RefusalKind.NOT_SERVING_PREFIX
+
+
+def test_the_opening_of_the_next_turn_is_no_stop():
+    """Command A writes it behind every rendering, with a generation prompt or without."""
+    text = (
+        "{% for m in messages %}<|START|><|{{ m.role|upper }}|>{{ m.content }}<|END|>{% endfor %}<|START|><|ASSISTANT|>"
+    )
+    assert trained(Renderer(ChatTemplate(text)), TWO) == [["one<|END|>", "two<|END|>"]]
+
+
+def test_a_call_without_content_suits_a_template_that_asks_for_content():
+    text = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content + '' }}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    messages = [user("q"), {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    assert trained(Renderer(ChatTemplate(text)), messages) == [['f{"a": 1}<|end|>']]
+
+
+@pytest.mark.parametrize(
+    ("marks", "expected"),
+    [
+        ({"training": False}, ["two<|im_end|>"]),
+        ({"loss": False}, ["two<|im_end|>"]),
+        ({"masked": True}, ["two<|im_end|>"]),
+        ({"loss_weight": 0}, ["two<|im_end|>"]),
+        ({"train": True, "training": False}, ["one<|im_end|>", "two<|im_end|>"]),
+        (
+            {"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
+            ["two<|im_end|>"],
+        ),
+    ],
+)
+def test_marks_of_other_projects_mean_here_what_they_mean_there(marks, expected):
+    messages = [own_marks(message) for message in [user("q"), answer("one", **marks), user("q"), answer("two")]]
+    assert trained(smollm2_renderer(), messages) == [expected]
+
+
+def test_details_of_axolotl_train_what_they_name_and_nothing_else():
+    detail = [
+        {"begin_offset": 0, "end_offset": 8, "train": False},
+        {"begin_offset": 9, "end_offset": 18, "train": True},
+        {"begin_offset": 19, "end_offset": 30, "train": False},
+    ]
+    message = own_marks(answer("I'm doing very well, thank you!", train_detail=detail))
+    assert trained(smollm2_renderer(), [user("q"), message], train_on=TrainOn.FLAGGED) == [[" very well", "<|im_end|>"]]
+
+
+@pytest.mark.parametrize("marks", [{"masked": 1}, {"train_detail": [{"begin_offset": 0}]}, {"train_detail": "all"}])
+def test_marks_of_other_projects_that_say_nothing_are_refused(marks):
+    with pytest.raises(Refused):
+        own_marks(answer("a", **marks))
+
+
+def test_a_weight_that_is_no_number_is_refused():
+    for weight in (float("nan"), float("inf")):
+        assert refusal(smollm2_renderer(), [user("q"), answer("a", weight=weight)]) is RefusalKind.BAD_INPUT
+        spans = [[0, 1, weight]]
+        assert refusal(smollm2_renderer(), [user("q"), answer("a", spans=spans)]) is RefusalKind.BAD_INPUT

@@ -177,3 +177,25 @@ def test_what_cannot_be_shown_is_the_users_error(files, monkeypatch, arguments):
     monkeypatch.chdir(files[0].parent)
     result = run(*arguments)
     assert isinstance(result.exception, TunesmithError)
+
+
+def test_broken_bytes_and_half_characters_are_one_line_each_and_the_rest_goes_on(tmp_path, files):
+    template, _ = files
+    rows = tmp_path / "broken.jsonl"
+    half = [{"role": "user", "content": "a\ud800"}, {"role": "assistant", "content": "b"}]
+    lines = [b"\xff\xfe", json.dumps({"messages": half}).encode(), b'"\\ud800"', json.dumps({"messages": TWO}).encode()]
+    rows.write_bytes(b"\n".join(lines) + b"\n")
+    for source, text in ((rows, None), ("-", rows.read_bytes())):
+        arguments = ["--template", str(template), "--vars", VARS, "--messages", str(source), "--json"]
+        result = CliRunner().invoke(app, arguments, input=text)
+        assert result.exit_code == 0
+        found = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [item.get("error", {}).get("kind") for item in found] == ["bad_input", "bad_input", "bad_input", None]
+
+
+def test_a_template_that_is_not_jinja_is_an_error_of_every_line(tmp_path, files):
+    _, rows = files
+    template = tmp_path / "broken.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }")
+    result = run("--template", template, "--messages", rows, "--json")
+    assert json.loads(result.stdout)["error"]["kind"] == "template_error"
