@@ -155,6 +155,15 @@ class RowKind(enum.StrEnum):
     LOG = "log"
 
 
+class RowRole(enum.StrEnum):
+    """What a row is for."""
+
+    TASK = "task"
+    """It teaches the task: its answer must keep the contract, and it may validate and test."""
+    GENERAL = "general"
+    """It keeps general ability alive: it brings its own system prompt or none and only ever trains."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
     """Where a row came from and what may be done with it."""
@@ -183,6 +192,7 @@ class Row:
     """Content hash of conversation and source position: 16 hex digits, unique in a data version."""
     conversation: Conversation
     provenance: Provenance
+    role: RowRole = RowRole.TASK
     labels: Mapping[str, str] = field(default_factory=dict)
     """Slices and strata, such as `{"intent": "refund"}`."""
     group: str | None = None

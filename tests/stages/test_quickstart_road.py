@@ -16,6 +16,7 @@ from tunesmith.data.policy import OptOut
 from tunesmith.data.split import prove, split_rows
 from tunesmith.data.words import prompt_text
 from tunesmith.data.write import read_rejects, read_rows
+from tunesmith.types import RowRole
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 QUICKSTART = RECIPES / "quickstart"
@@ -42,11 +43,13 @@ def planted():
     return {(item["file"], item["line"]): item for item in items}
 
 
-def lint(conversation):
-    """What the contract says of answers: those that are not the schema's JSON."""
+def lint(row):
+    """What the contract says of a ticket's answer: whether it is the schema's JSON. Of general rows it says nothing."""
+    if row.role is RowRole.GENERAL:
+        return []
     schema = json.loads((QUICKSTART / "schema.json").read_text("utf-8"))
     try:
-        jsonschema.Draft202012Validator(schema).validate(json.loads(conversation.answer))
+        jsonschema.Draft202012Validator(schema).validate(json.loads(row.conversation.answer))
     except (ValueError, jsonschema.ValidationError) as error:
         return [("answer_breaks_schema", str(error))]
     return []
@@ -142,7 +145,9 @@ def test_the_sides_have_the_sizes_that_the_documents_say_and_do_not_overlap(made
     _, _, curated = made
     split = recipe()["split"]
     done = split_rows(curated.rows, shares=split["shares"], label=split["stratify_by"], near_threshold=0.6)
-    sizes = {side: len(rows) for side, rows in done.sides.items()}
+    general = [side for side, rows in done.sides.items() for row in rows if row.role is RowRole.GENERAL]
+    assert general == ["train"] * 146
+    sizes = {side: sum(row.role is RowRole.TASK for row in rows) for side, rows in done.sides.items()}
     assert sizes["test"] == 180
     assert 980 <= sizes["train"] <= 1030
     assert 90 <= sizes["val"] <= 120

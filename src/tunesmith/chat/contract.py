@@ -18,7 +18,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -154,6 +154,17 @@ class Contract:
     @cached_property
     def _input_schema(self) -> AnswerSchema | None:
         return read_schema(self.input_schema)
+
+    def for_general_rows(self) -> Contract:
+        """Return the contract as general rows meet it: template, masks and stops are the same ones.
+
+        System prompt, tools and the form of the answer are each row's own. Only data is held to it, never a server.
+        """
+        content = dict(self.content)
+        content["system"] = {"rule": SystemRule.FROM_ROWS.value, "text": None}
+        content["tools"] = {**content["tools"], "text": "[]"}
+        content["output"] = {**content["output"], "schema": None}
+        return replace(self, content=content)
 
     def messages(self, conversation: Conversation) -> list[dict[str, JSON]]:
         """Return the messages as the template gets them: system prompt applied, tools written in where it drops them.

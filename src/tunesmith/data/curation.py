@@ -25,7 +25,7 @@ from tunesmith.data.redact import placeholder_detail, redact_row
 from tunesmith.data.review import Decision, apply_decisions
 from tunesmith.data.words import answer_text, prompt_text
 from tunesmith.errors import DataError
-from tunesmith.types import JSON, Row
+from tunesmith.types import JSON, Row, RowRole
 
 __all__ = ["Curated", "Lint", "Rules", "curate_rows"]
 
@@ -66,6 +66,8 @@ class Curated:
     """The rows that stay, and the account of all."""
 
     num_in: int
+    came: Mapping[RowRole, int]
+    """Rows that came in, by role."""
     rows: list[Row]
     ledger: Ledger
     duplicates: list[dict[str, JSON]]
@@ -97,6 +99,19 @@ class Curated:
             "review_unused": self.num_unused_decisions,
             "licenses": dict(Counter(row.provenance.license or "unknown" for row in self.rows)),
             "sources": dict(Counter(row.provenance.source for row in self.rows)),
+            "roles": self._by_role(),
+        }
+
+    def _by_role(self) -> dict[str, JSON]:
+        """Return the funnel of each role: rows in, rows kept, rows dropped by reason."""
+        kept = Counter(row.role for row in self.rows)
+        dropped: dict[RowRole, Counter[str]] = {role: Counter() for role in self.came}
+        for reject in self.ledger.rejects:
+            assert reject.row is not None, "curation drops rows, never raw input"
+            dropped[reject.row.role][reject.reason] += 1
+        return {
+            role.value: {"rows_in": count, "rows_kept": kept[role], "dropped": dict(sorted(dropped[role].items()))}
+            for role, count in sorted(self.came.items())
         }
 
 
@@ -130,6 +145,7 @@ def curate_rows(
     say(5, f"{len(kept):,} of {len(rows):,} rows kept")
     return Curated(
         num_in=len(rows),
+        came=Counter(row.role for row in rows),
         rows=kept,
         ledger=ledger,
         duplicates=duplicates,
@@ -175,7 +191,7 @@ def _redact_all(
         if not redacted.counts:
             kept.append(row)
             continue
-        violations = lint(redacted.row.conversation) if lint is not None and row.id not in pinned else []
+        violations = lint(redacted.row) if lint is not None and row.id not in pinned else []
         if violations:
             detail = f"with its personal data replaced it breaks the contract: {violations[0][1]}"
             ledger.drop(redacted.row, reason="redaction_breaks_contract", detail=detail)

@@ -103,15 +103,18 @@ def _funnel(facts: Facts) -> list[Markup]:
         lead(note),
         table(["rule, in the order of use", "rows", unit, "rows left", f"{unit} left", "share left"], body),
         heading("By source"),
-        _by_source(funnel),
+        _by_source(facts),
     ]
 
 
-def _by_source(funnel: Funnel) -> Markup:
+def _by_source(facts: Facts) -> Markup:
+    funnel = facts.funnel
+    role_of = {row.provenance.source: row.role.value for row in facts.rows}
     reasons = [step.reason for step in funnel.steps]
     body: list[list[Cell]] = [
         [
             part.source,
+            role_of[part.source],
             Number(f"{part.rows_in:,}"),
             Number(f"{part.rows_kept:,}"),
             Number(_percent(part.rows_kept, part.rows_in)),
@@ -120,7 +123,7 @@ def _by_source(funnel: Funnel) -> Markup:
         ]
         for part in funnel.sources
     ]
-    return table(["source", "rows in", "rows kept", "kept", f"{funnel.unit} kept", "taken by"], body)
+    return table(["source", "role", "rows in", "rows kept", "kept", f"{funnel.unit} kept", "taken by"], body)
 
 
 def _percent(part: float, whole: float) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tunesmith.data.lineage import Ledger
-from tunesmith.types import Conversation, Row
+from tunesmith.types import Row
 
-Lint = Callable[[Conversation], list[tuple[str, str]]]
-"""Conversation -> (kind, message) of everything in it that breaks the contract."""
+Lint = Callable[[Row], list[tuple[str, str]]]
+"""Row -> (kind, message) of everything in it that breaks the contract, as rows of its role must keep it."""
 
 
 def drop_empty(rows: Sequence[Row], ledger: Ledger) -> list[Row]:
@@ -48,7 +48,7 @@ def drop_contract_violations(rows: Sequence[Row], ledger: Ledger, lint: Lint) ->
     """Drop rows that break the contract: the reason is the kind of the first violation, the detail names all."""
     kept = []
     for row in rows:
-        violations = lint(row.conversation)
+        violations = lint(row)
         if violations:
             detail = "; ".join(f"{kind}: {message}" for kind, message in violations)
             ledger.drop(row, reason=violations[0][0], detail=detail)

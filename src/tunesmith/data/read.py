@@ -32,7 +32,7 @@ from tunesmith.data.shapes import (
 from tunesmith.data.turns import refuse
 from tunesmith.data.write import Reject, row_id
 from tunesmith.errors import DataError, nearest
-from tunesmith.types import JSON, Conversation, Provenance, Row, RowKind
+from tunesmith.types import JSON, Conversation, Provenance, Row, RowKind, RowRole
 
 STAGE = "ingest"
 _PROBE_RECORDS = 200
@@ -49,6 +49,7 @@ class Origin:
     """Field of a shape or of provenance -> the name that it has in the file."""
     license: str | None = None
     license_field: str | None = None
+    role: RowRole = RowRole.TASK
     kind: RowKind | None = None
     """`None`: a log where the shape is a request log, else human."""
     generator: str | None = None
@@ -233,6 +234,7 @@ def _row(record: Record, origin: Origin, shape: Shape, name: str, side: str | No
         id=row_id(conversation, source=origin.name, path=name, line=record.line, rejected=converted.rejected),
         conversation=conversation,
         provenance=provenance,
+        role=origin.role,
         labels=_labels(values, conversation, origin.labels),
         group=_said(values, origin.group_field or columns.get("group"), None),
         split=_side(values, origin, side),
@@ -305,7 +307,11 @@ def _side(values: Mapping[str, JSON], origin: Origin, side: str | None) -> str |
         return None
     if said.lower() not in SIDES:
         refuse("unknown_split", origin.columns.get("split", "split"), expected=", ".join(SIDES), found=repr(said))
-    return SIDES[said.lower()]
+    named = SIDES[said.lower()]
+    if origin.role is RowRole.GENERAL and named != "train":
+        detail = f"the row names the side {named}, and general rows only train: they do not measure the task"
+        raise RowProblem("general_held_out", detail)
+    return named
 
 
 def _labels(values: Mapping[str, JSON], conversation: Conversation, wanted: Mapping[str, str]) -> dict[str, str]:

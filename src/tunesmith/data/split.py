@@ -23,7 +23,7 @@ from tunesmith.data.dedup import prompt_pairs
 from tunesmith.data.near import Ints, clusters
 from tunesmith.data.words import normal_text, prompt_text
 from tunesmith.errors import DataError
-from tunesmith.types import JSON, Row, sha256_hex
+from tunesmith.types import JSON, Row, RowRole, sha256_hex
 
 SIDES = ("train", "val", "test")
 HELD_OUT = ("val", "test")
@@ -50,7 +50,8 @@ def split_rows(rows: Sequence[Row], *, shares: Mapping[str, float], label: str |
 
     `shares` gives each side its share of the rows and sums to 1. `label` names the label to stratify by; `None` takes
     no label. Rows that name val or test keep that side; all others, those that name train as well, are dealt to train
-    and to the held-out sides that no row names. Raises `DataError` where a side with a share stays empty.
+    and to the held-out sides that no row names. General rows train, and so does all that must stay together with
+    them; the shares deal the others. Raises `DataError` where a side with a share stays empty.
     """
     left, right, _ = prompt_pairs(rows, threshold=near_threshold)
     by_group = _pairs_of_equal([row.group for row in rows])
@@ -87,12 +88,15 @@ def _pairs_of_equal(keys: Sequence[str | None]) -> tuple[Ints, Ints]:
 
 
 def _named_sides(rows: Sequence[Row], members: Mapping[int, list[int]]) -> dict[int, str]:
-    """Sides of the units whose rows name a held-out one. A unit whose rows name two sides is a leak from outside."""
+    """Sides of the units that are not dealt: those whose rows name a held-out one, and those that hold general rows.
+
+    A unit whose rows name two sides is a leak from outside.
+    """
     sides = {}
     for unit, indices in members.items():
-        named = sorted({rows[index].split or "" for index in indices} - {""})
+        named = sorted({_named_side(rows[index]) for index in indices} - {""})
         if len(named) > 1:
-            ones = [next(i for i in indices if rows[i].split == side) for side in named[:2]]
+            ones = [next(i for i in indices if _named_side(rows[i]) == side) for side in named[:2]]
             places = " and ".join(f"{rows[i].provenance.path}:{rows[i].provenance.line}" for i in ones)
             raise DataError(
                 f"the split from outside puts what belongs together on the sides {' and '.join(named)}",
@@ -101,9 +105,14 @@ def _named_sides(rows: Sequence[Row], members: Mapping[int, list[int]]) -> dict[
                 found=f"{rows[ones[0]].id} in {named[0]} and {rows[ones[1]].id} in {named[1]}",
                 hint="curate drops such rows from training; run split on its rows, or mend the group field",
             )
-        if named and named[0] in HELD_OUT:
+        if named and (named[0] in HELD_OUT or any(rows[index].role is RowRole.GENERAL for index in indices)):
             sides[unit] = named[0]
     return sides
+
+
+def _named_side(row: Row) -> str:
+    """Return the side that a row names, or that its role does; empty where neither says one."""
+    return "train" if row.role is RowRole.GENERAL else row.split or ""
 
 
 def _free_shares(shares: Mapping[str, float], named: set[str]) -> dict[str, float]:
@@ -191,7 +200,8 @@ def prove(sides: Mapping[str, Sequence[Row]], *, near_threshold: float, label: s
     """Look for overlaps between the sides afresh, without anything that made the split, and measure their drift.
 
     Counts rows that have the same prompt after normalisation, a near-duplicate prompt, or the same group on another
-    side. Drift is the total variation distance (0 to 1) of each side from all rows, for label, length and source.
+    side. Drift is the total variation distance (0 to 1) of each side from all rows of the task, for label, length and
+    source: general rows are on one side on purpose.
     """
     rows = [row for side in SIDES for row in sides.get(side, ())]
     side_of = [side for side in SIDES for _ in sides.get(side, ())]
@@ -207,13 +217,16 @@ def prove(sides: Mapping[str, Sequence[Row]], *, near_threshold: float, label: s
         {"rows": [rows[one].id, rows[other].id], "sides": [side_of[one], side_of[other]], "score": round(score, 4)}
         for one, other, score in sorted(across, key=lambda pair: -pair[2])[:10]
     ]
+    task = [(row, on) for row, on in zip(rows, side_of, strict=True) if row.role is RowRole.TASK]
+    facets = _facets([row for row, _ in task], label)
     return {
         "rows": {side: len(sides.get(side, ())) for side in SIDES},
         "groups": len({row.group for row in rows if row.group is not None}),
         "near_threshold": near_threshold,
         "overlaps": {"exact": len(exact), "near": len(across), "group": len(group)},
         "examples": examples,
-        "drift": {name: _drift(values, side_of) for name, values in _facets(rows, label).items()},
+        "general_rows": len(rows) - len(task),
+        "drift": {name: _drift(values, [on for _, on in task]) for name, values in facets.items()},
     }
 
 

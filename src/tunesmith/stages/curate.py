@@ -20,7 +20,7 @@ from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.data.licenses import PERMISSIVE
-from tunesmith.types import JSON, Conversation
+from tunesmith.types import JSON, Row, RowRole
 
 PersonalData = Literal[
     "EMAIL",
@@ -155,8 +155,11 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
 
         contract = load_contract(inputs.contract.path)
 
-        def lint(conversation: Conversation) -> list[tuple[str, str]]:
-            return [(violation.kind, violation.message) for violation in contract.lint(conversation)]
+        held_to = {RowRole.TASK: contract, RowRole.GENERAL: contract.for_general_rows()}
+
+        def lint(row: Row) -> list[tuple[str, str]]:
+            found = held_to[row.role].lint(row.conversation)
+            return [(violation.kind, violation.message) for violation in found]
 
         def count_tokens(texts: Sequence[str]) -> list[int]:
             return [len(ids) for ids in contract.tokenizer.encode_batch(texts)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.errors import DataError
-from tunesmith.types import JSON
+from tunesmith.types import JSON, RowRole
 
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
@@ -56,6 +56,8 @@ class _Side:
     rows: int = 0
     kept_rows: int = 0
     examples: list[Example] = field(default_factory=list)
+    origins: list[tuple[str, RowRole]] = field(default_factory=list)
+    """Source and role of each example's row."""
     rejects: list[Reject] = field(default_factory=list)
     measured_rows: int = 0
     tokens_by_role: Counter[str] = field(default_factory=Counter)
@@ -73,7 +75,7 @@ def encode(inputs: EncodeInputs, spec: EncodeSpec, ctx: Context) -> Summary:
     sides = []
     for name in SIDES:
         side = _encode_side(read_rows(inputs.splits.path / f"{name}.parquet"), contract, name, ctx)
-        _write_examples(ctx.out / f"{name}.parquet", side.examples)
+        _write_examples(ctx.out / f"{name}.parquet", side)
         sides.append(side)
     if not sides[0].examples:
         raise DataError(
@@ -97,13 +99,14 @@ def _encode_side(rows: Sequence[Row], contract: Contract, name: str, ctx: Contex
     from tunesmith.chat.refusal import RefusalKind, Refused
 
     side = _Side(name=name, rows=len(rows))
+    held_to = {RowRole.TASK: contract, RowRole.GENERAL: contract.for_general_rows()}
     fatal: dict[RefusalKind, list[tuple[str, Refused]]] = {}
     side.rejects += [_undesirable(row) for row in rows if row.desirable is False]
     every = max(1, len(rows) // _MEASURED_ROWS)
     for start in range(0, len(rows), _BATCH_ROWS):
         batch = [row for row in rows[start : start + _BATCH_ROWS] if row.desirable is not False]
         ctx.progress(start, len(rows), f"{name}: {start} of {len(rows)} rows")
-        made = contract.encode_many([(row.id, row.conversation) for row in batch])
+        made = _encode_batch(batch, held_to)
         for index, (row, found) in enumerate(zip(batch, made, strict=True), start=start):
             if isinstance(found, Refused):
                 strict = (found.kind is RefusalKind.NO_TARGET and contract.loss.no_target is NoTarget.ERROR) or (
@@ -115,13 +118,24 @@ def _encode_side(rows: Sequence[Row], contract: Contract, name: str, ctx: Contex
                 continue
             side.kept_rows += 1
             side.examples += found
+            side.origins += [(row.provenance.source, row.role)] * len(found)
             if index % every == 0:
                 side.measured_rows += 1
                 side.measured_supervised += sum(example.num_supervised for example in found)
-                _count_roles(side, row, contract)
+                _count_roles(side, row, held_to[row.role])
     if fatal:
         _raise_fatal(fatal)
     return side
+
+
+def _encode_batch(batch: Sequence[Row], held_to: Mapping[RowRole, Contract]) -> list[list[Example] | Refused]:
+    """Encode rows in their order, each under the contract as its role meets it."""
+    made: dict[int, list[Example] | Refused] = {}
+    for row_role, contract in held_to.items():
+        indices = [index for index, row in enumerate(batch) if row.role is row_role]
+        rows = [(batch[index].id, batch[index].conversation) for index in indices]
+        made.update(zip(indices, contract.encode_many(rows), strict=True))
+    return [made[index] for index in range(len(batch))]
 
 
 def _raise_fatal(fatal: dict[RefusalKind, list[tuple[str, Refused]]]) -> None:
@@ -177,14 +191,17 @@ def _count_roles(side: _Side, row: Row, contract: Contract) -> None:
     )
 
 
-def _write_examples(path: Path, examples: Sequence[Example]) -> None:
+def _write_examples(path: Path, side: _Side) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    examples = side.examples
     columns = {
         "row_id": pa.array([example.row_id for example in examples], pa.string()),
         "ids": pa.array([example.ids for example in examples], pa.list_(pa.int32())),
         "weights": pa.array([example.weights for example in examples], pa.list_(pa.float32())),
+        "source": pa.array([origin[0] for origin in side.origins], pa.string()),
+        "role": pa.array([origin[1].value for origin in side.origins], pa.string()),
     }
     pq.write_table(pa.table(columns), path, compression="zstd")
 
@@ -207,7 +224,10 @@ def _arithmetic(side: _Side) -> dict[str, JSON]:
         "supervised_tokens": supervised,
         "supervised_share": round(supervised / tokens, 6) if tokens else None,
         "lengths": {name: _quantile(lengths, share) for name, share in _QUANTILES},
-        "shared_prefix_tokens": _shared_prefix(side.examples),
+        "shared_prefix_tokens": _shared_prefix(
+            [example for example, origin in zip(side.examples, side.origins, strict=True) if origin[1] is RowRole.TASK]
+        ),
+        "sources": _by_source(side),
         "roles": {
             "rows_measured": side.measured_rows,
             "tokens": dict(sorted(side.tokens_by_role.items())),
@@ -216,13 +236,24 @@ def _arithmetic(side: _Side) -> dict[str, JSON]:
     }
 
 
+def _by_source(side: _Side) -> dict[str, JSON]:
+    """Return what each source adds: what a mix of the train stage draws on."""
+    out: dict[str, dict[str, JSON]] = {}
+    for example, (source, row_role) in zip(side.examples, side.origins, strict=True):
+        entry = out.setdefault(source, {"role": row_role.value, "examples": 0, "tokens": 0, "supervised_tokens": 0})
+        entry["examples"] += 1
+        entry["tokens"] += len(example.ids)
+        entry["supervised_tokens"] += example.num_supervised
+    return dict(sorted(out.items()))
+
+
 def _quantile(ordered: Sequence[int], share: float) -> int | None:
     """Return the smallest value that at least `share` of the values do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
 def _shared_prefix(examples: Sequence[Example]) -> int:
-    """Return how many ids all examples begin with: what a trainer may compute once a batch."""
+    """Return how many ids the examples of task rows begin with: what a trainer may compute once a batch."""
     if not examples:
         return 0
     low, high = min(example.ids for example in examples), max(example.ids for example in examples)

@@ -20,7 +20,7 @@ from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, stage
 from tunesmith.errors import DataError, PlanError
-from tunesmith.types import JSON, RowKind
+from tunesmith.types import JSON, RowKind, RowRole
 
 if TYPE_CHECKING:
     from tunesmith.data.read import Origin
@@ -43,6 +43,8 @@ class Provided(Spec):
     """SPDX expression of all rows, or of those whose `license_field` says nothing."""
     license_field: str | None = None
     """Field of a record that holds the row's own licence."""
+    role: RowRole = RowRole.TASK
+    """`task` rows keep the contract; `general` rows bring their own system prompt or none, and only ever train."""
     kind: RowKind | None = None
     """Where the answers come from: human, edited_synthetic, synthetic or log; a log for request logs, else human."""
     generator: str | None = None
@@ -61,6 +63,12 @@ class Provided(Spec):
     """Side that all rows belong to, where the split comes from outside."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Label name -> field of the record, or `answer.<field>` of an answer that is a JSON object."""
+
+    @model_validator(mode="after")
+    def _general_rows_train(self) -> Provided:
+        if self.role is RowRole.GENERAL and self.split not in (None, "train"):
+            raise ValueError(f"general rows only train, and the source {self.name!r} names the side {self.split}")
+        return self
 
     @field_validator("license")
     @classmethod

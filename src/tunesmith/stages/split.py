@@ -47,7 +47,7 @@ class SplitSpec(Spec):
     """IDF-weighted overlap of words from which two long prompts must stand on one side; short ones need more."""
 
 
-@stage(name="split", version=1, produces="splits")
+@stage(name="split", version=2, produces="splits")
 def split(inputs: SplitInputs, spec: SplitSpec, ctx: Context) -> Summary:
     """Write one file of rows a side and `split_proof.json`; refuse sides that overlap."""
     from tunesmith.data.split import SIDES, prove, refuse_overlap, split_rows
@@ -69,6 +69,7 @@ def split(inputs: SplitInputs, spec: SplitSpec, ctx: Context) -> Summary:
     ctx.progress(2, 2, "no overlap")
     return {
         "rows": proof["rows"],
+        "general_rows": proof["general_rows"],
         "units": done.num_units,
         "groups": done.num_groups,
         "clusters": done.num_clusters,

@@ -14,19 +14,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.stage import Context, Estimate, Inputs, Summary, role, stage
 from tunesmith.errors import TrainingError
-from tunesmith.stages.training import TrainSpec, assemble, check, check_contract
+from tunesmith.stages.training import TrainSpec, assemble, check, check_contract, order_of
+from tunesmith.stages.training_mix import mix_account, mix_text, read_mix_origins
 from tunesmith.stages.training_probe import estimate_by_probe
 from tunesmith.types import JSON, sha256_hex
 
 if TYPE_CHECKING:
     from tunesmith.model.load import DtypeName
-    from tunesmith.train.batches import StepPlan
+    from tunesmith.train.batches import DataOrder
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.loop import Result
     from tunesmith.train.passes import Choice
@@ -42,17 +44,23 @@ class TrainInputs(Inputs):
 
 def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> Estimate:
     """Predict from a few passes over the encoded rows, once they are there."""
+    from tunesmith.train.examples import read_examples
+
     examples, base = inputs.get("examples"), inputs.get("base")
     if examples is None or base is None:
         return Estimate(seconds=None, memory_bytes=None, basis="unknown until encode and fetch have run")
-    return estimate_by_probe(spec, base=base.path, examples=examples.path, device="cpu")
+    found = estimate_by_probe(spec, base=base.path, examples=examples.path, device="cpu")
+    if not spec.mix:
+        return found
+    rows, origins = read_examples(examples.path / "train.parquet"), read_mix_origins(examples.path, spec.mix)
+    mix = mix_account(order_of(spec, rows, origins), rows, origins)
+    return replace(found, basis=f"{found.basis}; {mix_text(mix)}")
 
 
 @stage(name="train", version=1, produces="adapter", check=check, estimate=estimate)
 def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
     """Write `adapter/` (a plain PEFT folder), `metrics.jsonl` and `curve.json`."""
     from tunesmith.model.lora import count_adapted_layers, unmoved_tensors
-    from tunesmith.train.batches import StepPlan, count_steps
     from tunesmith.train.checkpoint import Identity
     from tunesmith.train.examples import read_examples
     from tunesmith.train.loop import run_training
@@ -90,13 +98,13 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
             gradient_checkpointing_kwargs={"use_reentrant": False}
         )
 
-    total_steps = count_steps(
-        len(rows), batch_size=spec.batch_size, num_epochs=spec.num_train_epochs, max_steps=spec.max_steps
-    )
-    plan = StepPlan(num_examples=len(rows), batch_size=spec.batch_size, total_steps=total_steps, seed=spec.seed)
+    origins = read_mix_origins(inputs.examples.path, spec.mix)
+    plan = order_of(spec, rows, origins)
+    total_steps = plan.total_steps
     eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
-    arithmetic = _arithmetic(rows, val, plan)
+    arithmetic = {**_arithmetic(rows, val, plan), "mix": mix_account(plan, rows, origins)}
     ctx.log("train_begins", {**arithmetic, "dtype": dtype, "pass": choice.loss_pass.name, "notes": list(choice.notes)})
+    data = rows.digest() + val.digest() + (origins.digest() if spec.mix and origins is not None else "")
     settings = {**spec.model_dump(mode="json"), "dtype": dtype, "pass": choice.loss_pass.name}
     result = run_training(
         model,
@@ -120,9 +128,7 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
         eval_every=eval_every,
         patience=spec.early_stopping_patience,
         work=ctx.work,
-        identity=Identity(
-            data=sha256_hex(rows.digest() + val.digest()), settings=sha256_hex(json.dumps(settings, sort_keys=True))
-        ),
+        identity=Identity(data=sha256_hex(data), settings=sha256_hex(json.dumps(settings, sort_keys=True))),
         log=ctx.log,
         report=ctx.progress,
     )
@@ -183,7 +189,7 @@ def choose_dtype(spec: TrainSpec, model_dir: Path, device: str) -> tuple[DtypeNa
     return speeds.faster, str(speeds)
 
 
-def _arithmetic(rows: ExampleTable, val: ExampleTable, plan: StepPlan) -> dict[str, JSON]:
+def _arithmetic(rows: ExampleTable, val: ExampleTable, plan: DataOrder) -> dict[str, JSON]:
     """Return what the run amounts to, known before its first step."""
     from tunesmith.train.batches import shared_tokens
 

@@ -10,18 +10,22 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Spec
 from tunesmith.errors import ContractError, PlanError
+from tunesmith.stages.training_mix import MixStage, check_mix, data_order
 
 if TYPE_CHECKING:
     import torch
 
     from tunesmith.model.load import DtypeName
+    from tunesmith.train.batches import DataOrder
+    from tunesmith.train.examples import ExampleTable
+    from tunesmith.train.mixing import Origins
 
 USUAL_LEARNING_RATES = {"lora": (1e-4, 5e-4), "dora": (1e-4, 5e-4), "full": (1e-6, 5e-5)}
 """Peak rates with AdamW that usually do well (Hu et al. 2021, table 11; Biderman et al. 2024)."""
@@ -122,6 +126,11 @@ class TrainSpec(Spec):
     """Passes over the training rows; a fraction stops inside a pass."""
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps where that is earlier."""
+    mix: tuple[MixStage, ...] = ()
+    """Shares of general rows, task and single sources in the trained tokens: one mix, or stages in order. With a mix
+    `num_train_epochs` counts passes over the task's rows, and general rows come on top. Without one all train alike."""
+    max_source_epochs: float = Field(5.0, gt=0)
+    """A mix that would pass over a source more often than this is refused."""
     batch_size: int = Field(16, ge=1)
     """Rows of one optimizer step, however many passes they take. The loss is the mean over their supervised tokens."""
     max_tokens_per_batch: int = Field(2048, ge=1)
@@ -152,6 +161,11 @@ class TrainSpec(Spec):
     seed: int = Field(0, ge=0)
     """Seed of the adapter's start, the row order, dropout and noise."""
 
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
+
     @property
     def dropout(self) -> float:
         """Dropout before the adapter; a model that is trained whole has none."""
@@ -179,6 +193,15 @@ def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     examples, base, contract = inputs.get("examples"), inputs.get("base"), inputs.get("contract")
     if examples is not None:
         warnings += _check_examples(spec, examples, base)
+        warnings += check_mix(
+            spec.mix,
+            examples.path,
+            num_epochs=spec.num_train_epochs,
+            max_steps=spec.max_steps,
+            batch_size=spec.batch_size,
+            seed=spec.seed,
+            max_source_epochs=spec.max_source_epochs,
+        )
     if examples is not None and contract is not None:
         check_contract(examples, contract)
     return warnings
@@ -221,6 +244,19 @@ def _check_examples(spec: TrainSpec, examples: Artifact, base: Artifact | None) 
     if steps < FEW_STEPS:
         warnings.append(f"{steps:.0f} steps are few: use a smaller batch_size or more epochs")
     return warnings
+
+
+def order_of(spec: TrainSpec, rows: ExampleTable, origins: Origins | None) -> DataOrder:
+    """Return which rows each step of a run under these settings sees."""
+    return data_order(
+        spec.mix,
+        rows,
+        origins,
+        batch_size=spec.batch_size,
+        num_epochs=spec.num_train_epochs,
+        max_steps=spec.max_steps,
+        seed=spec.seed,
+    )
 
 
 def check_contract(examples: Artifact, contract: Artifact) -> None:

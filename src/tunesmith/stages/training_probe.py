@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.core.stage import Estimate
-from tunesmith.stages.training import Assembled, TrainSpec, assemble
+from tunesmith.stages.training import Assembled, TrainSpec, assemble, order_of
+from tunesmith.stages.training_mix import read_mix_origins
 from tunesmith.types import JSON
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict
     """Train a few passes with a learning rate of 0 and return seconds and bytes of the whole run."""
     from tunesmith.model.load import load_model
     from tunesmith.stages.train import choose_dtype
-    from tunesmith.train.batches import StepPlan, count_steps, flatten, micro_batches
+    from tunesmith.train.batches import flatten, micro_batches
     from tunesmith.train.examples import read_examples
     from tunesmith.train.passes import choose_pass
 
@@ -75,10 +76,8 @@ def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict
     def passes_of(table: ExampleTable, indices: Sequence[int]) -> list[list[int]]:
         return micro_batches(table, indices, max_tokens=spec.max_tokens_per_batch, share_prefixes=sharing)
 
-    total_steps = count_steps(
-        len(rows), batch_size=spec.batch_size, num_epochs=spec.num_train_epochs, max_steps=spec.max_steps
-    )
-    plan = StepPlan(num_examples=len(rows), batch_size=spec.batch_size, total_steps=total_steps, seed=spec.seed)
+    plan = order_of(spec, rows, read_mix_origins(examples, spec.mix))
+    total_steps = plan.total_steps
     counted = min(total_steps, MAX_COUNTED_STEPS)
     groups = [group for step in range(counted) for group in passes_of(rows, plan.examples_of(step))]
     batches = sorted((flatten(rows, group, share_prefixes=sharing, device=device) for group in groups), key=_size)

@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,24 @@ class FlatBatch:
         return self.ids.numel()
 
 
+class DataOrder(Protocol):
+    """Which examples each optimizer step sees, as a pure function of the step: a run resumes anywhere in it."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over the rows of the task."""
+        ...
+
+    def examples_of(self, step: int) -> list[int]:
+        """Return the examples of 0-based `step`, the same in every process."""
+        ...
+
+
 @functools.lru_cache(maxsize=2)
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
@@ -69,7 +87,7 @@ def count_steps(num_examples: int, *, batch_size: int, num_epochs: float, max_st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """Which examples each optimizer step sees, as a pure function of the step: a run resumes anywhere in it."""
+    """The order where nothing is mixed: every example once an epoch."""
 
     num_examples: int
     batch_size: int

@@ -59,6 +59,13 @@ class ExampleTable:
         """Number of tokens that carry a loss weight."""
         return int(np.count_nonzero(self.weights))
 
+    @property
+    def num_supervised_each(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Number of tokens of each example that carry a loss weight."""
+        before = np.concatenate(([0], np.cumsum(self.weights != 0, dtype=np.int64)))
+        counts: np.ndarray[Any, np.dtype[np.int64]] = np.diff(before[self.offsets])
+        return counts
+
     def weight_of(self, indices: Iterable[int]) -> float:
         """Return the sum of the loss weights of some examples: the denominator of a step."""
         return float(sum(self.example(index)[1].sum(dtype=np.float64) for index in indices))

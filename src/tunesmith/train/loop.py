@@ -18,7 +18,7 @@ from typing import Protocol
 
 import torch
 
-from tunesmith.train.batches import FlatBatch, StepPlan, flatten, micro_batches
+from tunesmith.train.batches import DataOrder, FlatBatch, flatten, micro_batches
 from tunesmith.train.checkpoint import Counters, Identity, latest_checkpoint, load_checkpoint, save_checkpoint
 from tunesmith.train.examples import ExampleTable
 from tunesmith.train.guards import WINDOW, check_divergence, check_learned, check_step, fingerprint_of
@@ -55,7 +55,7 @@ def run_training(
     train: ExampleTable,
     val: ExampleTable,
     loss_pass: LossPass,
-    plan: StepPlan,
+    plan: DataOrder,
     optimizer: torch.optim.Optimizer,
     publish: Callable[[], None],
     learning_rate_at: Callable[[int], float],
