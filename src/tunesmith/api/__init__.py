@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.api.difference import Difference, Side, difference, side_of_recipe, side_of_run
-from tunesmith.api.explanation import Explanation, explain_key, explain_row, explain_stage, looks_like_row
+from tunesmith.api.explanation import (
+    Explanation,
+    explain_key,
+    explain_row,
+    explain_stage,
+    explain_threshold,
+    looks_like_row,
+)
 from tunesmith.api.machine import this_machine
 from tunesmith.api.view import RunView, StageView, find_view, view_run
 from tunesmith.core.events import Listener, Silent
@@ -27,7 +34,7 @@ from tunesmith.core.run import execute
 from tunesmith.core.runs import RunRecord, artifact_of, find_run, run_names
 from tunesmith.core.stage import Stage
 from tunesmith.core.store import Store
-from tunesmith.errors import DataError, RecipeError, StoreError
+from tunesmith.errors import DataError, PlanError, RecipeError, StoreError
 from tunesmith.types import JSON
 
 if TYPE_CHECKING:
@@ -254,18 +261,32 @@ def export(
 
 
 def explain(
-    what: str, *, run: str | None = None, recipe: PathLike | None = None, store: PathLike | None = None
+    what: str,
+    *,
+    run: str | None = None,
+    recipe: PathLike | None = None,
+    store: PathLike | None = None,
+    near_threshold: float | None = None,
 ) -> Explanation:
     """Tell all that is known of a row id, a `SOURCE:LINE`, a stage of a run, or a recipe key.
 
-    Raises `PlanError` where nothing is called that.
+    With `near_threshold`, `what` is a curation, and the answer is what that threshold would drop there. Raises
+    `PlanError` where nothing is called that.
     """
     place = open_store(store)
     known = stages()
     record = find_run(place, run) if run is not None or run_names(place) else None
     if record is not None and what in record.stages:
         artifact = artifact_of(place, record.stages[what])
+        if near_threshold is not None:
+            return explain_threshold(artifact, near_threshold, table=what)
         return explain_stage(artifact, _planned(place, record, recipe=recipe, table=what), table=what)
+    if near_threshold is not None:
+        raise PlanError(
+            f"{what!r} is no curation of a run",
+            expected="the name of a curate stage that has run, as in: explain curate --near-threshold 0.7",
+            hint="tunesmith show lists the stages of the newest run",
+        )
     tables = {name: stage.stage for name, stage in record.stages.items()} if record else {}
     head = what.split(".", 1)[0]
     if looks_like_row(what) and head not in known and head not in tables:

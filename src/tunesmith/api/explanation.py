@@ -22,6 +22,7 @@ from tunesmith.core.store import Store
 from tunesmith.errors import PlanError, nearest
 from tunesmith.types import JSON
 
+MAX_EXAMPLES = 5
 _ID_COLUMNS = ("row_id", "id")
 _MATCH_COLUMN = "matched_id"
 _PLACE = re.compile(r"^(?P<source>.+):(?P<line>\d+)$")
@@ -237,3 +238,32 @@ def _key_fact(table: str, doc: KeyDoc) -> Fact:
     else:
         fields["default"] = "nothing" if doc.default is None else doc.default
     return Fact(where=f"{table}.{doc.key}", fields=fields)
+
+
+def explain_threshold(artifact: Artifact | None, threshold: float, *, table: str) -> Explanation:
+    """Tell what another threshold of near-duplicates would drop of a curation, without comparing rows again."""
+    path = artifact.path / "near_pairs.parquet" if artifact is not None else None
+    if artifact is None or path is None or not path.exists():
+        raise PlanError(
+            f"{table} keeps no compared pairs",
+            expected="a finished curation",
+            hint="--near-threshold is for a stage curate that has run",
+        )
+    from tunesmith.data.compare import FLOOR
+    from tunesmith.data.whatif import at_threshold
+
+    used = float((artifact.manifest.spec or {}).get("near_duplicates", 0.6))
+    then, now = at_threshold(path, threshold), at_threshold(path, used) if used >= FLOOR else None
+    fields: dict[str, JSON] = {"dropped": then.dropped, "flagged": then.flagged, "rows dropped": len(then.dropped_ids)}
+    facts = [Fact(where=f"at {threshold:g}", fields=fields)]
+    if now is not None:
+        back, more = sorted(now.dropped_ids - then.dropped_ids), sorted(then.dropped_ids - now.dropped_ids)
+        changes: dict[str, JSON] = {
+            "rows dropped now": len(now.dropped_ids),
+            "rows that would come back": len(back),
+            "rows that would go": len(more),
+            "the first to come back": back[:MAX_EXAMPLES],
+            "the first to go": more[:MAX_EXAMPLES],
+        }
+        facts.append(Fact(where=f"against {used:g}, at which the run curated", fields=changes))
+    return Explanation(title=f"near-duplicates of {table} at another threshold", facts=tuple(facts))

@@ -22,6 +22,10 @@ def register(app: typer.Typer) -> None:
         recipe: Annotated[
             Path | None, typer.Option(metavar="RECIPE", help="Recipe to compare with; the run's own by default.")
         ] = None,
+        near_threshold: Annotated[
+            float | None,
+            typer.Option(metavar="SCORE", help="For a curation: what this threshold of near-duplicates would drop."),
+        ] = None,
         store: StoreOption = None,
     ) -> None:
         """Explain a row (why it is or is not in the data), a stage (what made it) or a recipe key (what it does)."""
@@ -32,7 +36,7 @@ def register(app: typer.Typer) -> None:
         from tunesmith.cli.console import make_console
         from tunesmith.cli.text import figure, leaves
 
-        found = api.explain(what, run=run, recipe=recipe, store=store)
+        found = api.explain(what, run=run, recipe=recipe, store=store, near_threshold=near_threshold)
         console = make_console()
         console.print(f"[bold]{escape(found.title)}[/]", highlight=False)
         for fact in found.facts:

@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from tunesmith.data.contrast import GROUPS_OF, MAX_FEW, asks_another, contrast, says_another
+from tunesmith.data.contrast import GROUPS_OF, MAX_FEW, MAX_FEW_OF_LONG, asks_another, contrast, says_another
 from tunesmith.data.engines import LOCAL, Engine
-from tunesmith.data.formal import formal_text, is_json
+from tunesmith.data.formal import SHORT_TOKENS, formal_text, is_json
 from tunesmith.data.near import candidate_pairs
 from tunesmith.data.verify import (
     FAMILY,
     FAMILY_THRESHOLD,
+    LONG_TEXT_WORDS,
     ROUNDING,
     SHORT_TEXT_WORDS,
     Families,
@@ -43,7 +44,7 @@ from tunesmith.types import Row
 
 FLOOR = 0.5
 """Pairs that are near-duplicates at this threshold or a higher one are found."""
-SIDE_EASE = 0.25
+SIDE_EASE = 0.3
 """By how much a long prompt, or an answer, alone may fall short where both together are near enough."""
 _NEVER = -np.inf
 
@@ -228,17 +229,25 @@ def _judged(texts: Texts, sides: list[_Side], mended: list[Floats], families: li
     """Apply the guards, pair by pair where they must read the texts."""
     prompt_scores, prompt_at, scores, same_at = (values.copy() for values in _levels(sides, mended))
     left, right = sides[0].left, sides[0].right
-    other = [
+    said = [
         _other(side, side_texts, family)
         for side, side_texts, family in zip(sides, (texts.prompts, texts.answers), families, strict=False)
     ]
-    prompt_at[other[0]] = _NEVER
-    same_at[other[0]] = _NEVER
+    another, slots = said[0]
+    prompt_at[another | slots] = _NEVER
+    if len(sides) == 2:
+        # Copies with other prompts and other answers are edited ones, unless both differ in what fills a template.
+        answers = sides[1]
+        same_answer = answers.table.hashes[left] == answers.table.hashes[right]
+        slots = (slots & (same_answer | said[1][1] | (answers.lengths <= SHORT_TEXT_WORDS))) | (
+            said[1][1] & (sides[0].table.hashes[left] == sides[0].table.hashes[right])
+        )
+        another = another | said[1][0]
+    same_at[another | slots] = _NEVER
     contrary = np.zeros(len(left), dtype=np.bool_)
     equal = np.zeros(len(left), dtype=np.bool_)
     normal = _Cache(normal_text)
     if len(sides) == 2:
-        same_at[other[1]] = _NEVER
         contrary = _formal_answers(texts.answers, sides, prompt_scores, prompt_at, scores, same_at)
     words_equal = np.logical_and.reduce([side.table.hashes[left] == side.table.hashes[right] for side in sides])
     for pair in np.flatnonzero(words_equal & (same_at >= 0)).tolist():
@@ -258,16 +267,17 @@ def _judged(texts: Texts, sides: list[_Side], mended: list[Floats], families: li
     ).only(np.maximum(prompt_at, same_at) >= 0)
 
 
-def _other(side: _Side, texts: Sequence[str], families: Families) -> Flags:
-    """Which pairs of a side are other texts, however near their words are."""
+def _other(side: _Side, texts: Sequence[str], families: Families) -> tuple[Flags, Flags]:
+    """Which pairs of a side say something else, however near their words are, and which fill a template's slots."""
     only_left, only_right = differences(side.table, side.left, side.right)
     vocabulary = side.table.vocabulary
     choice = np.fromiter((word in GROUPS_OF or word[:1].isdigit() for word in vocabulary), np.bool_, len(vocabulary))
     chosen = [np.diff(np.r_[0, np.cumsum(choice[found.words])][found.starts]) > 0 for found in (only_left, only_right)]
-    few = np.maximum(only_left.counts, only_right.counts) <= MAX_FEW
+    most = np.where(side.lengths < LONG_TEXT_WORDS, MAX_FEW, MAX_FEW_OF_LONG)
+    few = np.maximum(only_left.counts, only_right.counts) <= most
     slots = (only_left.counts > 0) & (only_right.counts > 0) & families.may_be(side.left, side.right)
     wordless = side.lengths == 0
-    out = np.zeros(len(side.left), dtype=np.bool_)
+    out, filled = np.zeros((2, len(side.left)), dtype=np.bool_)
     for pair in range(len(side.left)):
         one, other = texts[side.left[pair]], texts[side.right[pair]]
         if one == other:
@@ -282,8 +292,8 @@ def _other(side: _Side, texts: Sequence[str], families: Families) -> Flags:
         elif not out[pair]:
             out[pair] = asks_another(one, other)
         if not out[pair] and slots[pair]:
-            out[pair] = families.fill_slots(int(side.left[pair]), int(side.right[pair]))
-    return out
+            filled[pair] = families.fill_slots(int(side.left[pair]), int(side.right[pair]))
+    return out, filled
 
 
 class _Cache:
@@ -297,6 +307,11 @@ class _Cache:
         if text not in self._said:
             self._said[text] = self._function(text)
         return self._said[text]
+
+
+def _in_one_case(text: str) -> bool:
+    """Whether a text is long, and in capitals or with a capital on each word: then it is no code that runs."""
+    return len(text.split()) > SHORT_TOKENS and (text.isupper() or text.istitle())
 
 
 def _formal_answers(
@@ -316,6 +331,9 @@ def _formal_answers(
     for pair, (one, other) in enumerate(zip(sides[1].left.tolist(), sides[1].right.tolist(), strict=True)):
         said = formal(answers[one]), formal(answers[other])
         if said == (None, None):
+            continue
+        table = sides[1].table
+        if table.hashes[one] == table.hashes[other] and (_in_one_case(answers[one]) or _in_one_case(answers[other])):
             continue
         scores[pair] = prompt_scores[pair]
         same_at[pair] = prompt_at[pair] if said[0] == said[1] else _NEVER

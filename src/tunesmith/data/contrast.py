@@ -23,8 +23,9 @@ from itertools import pairwise
 from tunesmith.data.formal import formal_tokens
 from tunesmith.data.verify import is_misspelling
 
-MAX_FEW = 4
-"""Texts of which neither holds more words than this that the other lacks are compared sign for sign."""
+MAX_FEW, MAX_FEW_OF_LONG = 4, 2
+"""Texts of which neither holds more words than this that the other lacks are compared sign for sign; of 40 words
+and more, where fewer words differ."""
 MAX_SWAPPED_APART = 3
 """Most words between two parts of a sentence that changed places."""
 MIN_SAME_QUESTION = 0.5

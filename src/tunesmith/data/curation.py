@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from tunesmith.data.canaries import measured_recall
+from tunesmith.data.compare import FLOOR, PairTable
 from tunesmith.data.decontam import Index
-from tunesmith.data.dedup import SIDE_RANK, STAYING, Duplicate, cluster_name, find_duplicates
+from tunesmith.data.dedup import SIDE_RANK, STAYING, Duplicate, Standing, cluster_name, compare, settle
+from tunesmith.data.engines import LOCAL, Engine
 from tunesmith.data.filters import (
     Lint,
     Quality,
@@ -80,6 +82,7 @@ class Curated:
     ledger: Ledger
     duplicates: list[dict[str, JSON]]
     """One entry a duplicate: row, keeper, kind, score, cluster."""
+    compared: Compared
     personal_data: dict[str, JSON]
     """Counts by type, masked samples, and the share of planted canaries that were found, by type."""
     num_unused_decisions: int = 0
@@ -124,9 +127,14 @@ class Curated:
 
 
 def curate_rows(
-    rows: Sequence[Row], rules: Rules, *, lint: Lint | None, progress: ShowProgress | None = None
+    rows: Sequence[Row],
+    rules: Rules,
+    *,
+    lint: Lint | None,
+    progress: ShowProgress | None = None,
+    engine: Engine = LOCAL,
 ) -> Curated:
-    """Apply all rules. Raises `DataError` where no row is left."""
+    """Apply all rules; `engine` runs the search for near-duplicates. Raises `DataError` where no row is left."""
     ledger = Ledger("curate")
     steps = 5
 
@@ -145,7 +153,7 @@ def curate_rows(
     kept = reviewed.unless_pinned(kept, lambda rows: judge_quality(rows, ledger, rules.quality))
     say(3, f"{ledger.changed['personal_data']:,} rows held personal data or secrets")
     kept = _contamination(_drop_group_leaks(kept, ledger), ledger, rules, reviewed.pinned)
-    kept, duplicates = _drop_duplicates(kept, ledger, rules.near_threshold, reviewed.pinned)
+    kept, duplicates, compared = _drop_duplicates(kept, ledger, rules.near_threshold, reviewed.pinned, engine)
     say(4, f"{len(kept):,} rows after duplicates")
     if not kept:
         raise _nothing_left(len(rows), ledger)
@@ -159,6 +167,7 @@ def curate_rows(
         rows=kept,
         ledger=ledger,
         duplicates=duplicates,
+        compared=compared,
         personal_data=personal_data,
         num_unused_decisions=reviewed.num_unused,
     )
@@ -269,33 +278,35 @@ def _whole_text(row: Row) -> str:
     return f"{prompt_text(row.conversation)}\n{answer_text(row.conversation)}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What duplicates were told from: enough to settle them again at another threshold (`data.whatif`)."""
+
+    rows: list[Row]
+    pairs: PairTable
+    standing: Standing
+    pinned: frozenset[str]
+    """Ids of rows that a reviewer keeps."""
+
+
 def _drop_duplicates(
-    rows: Sequence[Row], ledger: Ledger, threshold: float, pinned: frozenset[str]
-) -> tuple[list[Row], list[dict[str, JSON]]]:
-    """Drop duplicates until a round finds none: word weights follow the rows, so a round can uncover a few more."""
-    kept = list(rows)
-    entries: dict[str, dict[str, JSON]] = {}
-    gone: set[int] = {-1}
-    while gone:
-        gone = set()
-        staying: list[tuple[Duplicate, str, str]] = []
-        for duplicate in find_duplicates(kept, threshold=threshold):
-            row, keeper = kept[duplicate.row], kept[duplicate.keeper]
-            cluster = cluster_name(kept[duplicate.cluster])
-            detail = f"{_DUPLICATE_WORDS[duplicate.kind]} {_place(keeper)} (row {keeper.id}, cluster {cluster})"
-            if duplicate.kind in STAYING or (duplicate.kind == "near_duplicate" and row.id in pinned):
-                staying.append((duplicate, detail, cluster))
-                continue
-            ledger.drop(row, reason=duplicate.kind, detail=detail, matched_id=keeper.id, score=duplicate.score)
+    rows: Sequence[Row], ledger: Ledger, threshold: float, pinned: frozenset[str], engine: Engine
+) -> tuple[list[Row], list[dict[str, JSON]], Compared]:
+    pairs, standing = compare(rows, floor=min(FLOOR, threshold), engine=engine)
+    entries: list[dict[str, JSON]] = []
+    gone: set[int] = set()
+    for duplicate in settle(standing, pairs, threshold=threshold):
+        row, keeper = rows[duplicate.row], rows[duplicate.keeper]
+        cluster = cluster_name(rows[duplicate.cluster])
+        detail = f"{_DUPLICATE_WORDS[duplicate.kind]} {_place(keeper)} (row {keeper.id}, cluster {cluster})"
+        stays = duplicate.kind in STAYING or (duplicate.kind == "near_duplicate" and row.id in pinned)
+        say = ledger.flag if stays else ledger.drop
+        say(row, reason=duplicate.kind, detail=detail, matched_id=keeper.id, score=duplicate.score)
+        entries.append(_entry(duplicate, row, keeper, cluster))
+        if not stays:
             gone.add(duplicate.row)
-            entries[row.id] = _entry(duplicate, row, keeper, cluster)
-        if not gone:
-            for duplicate, detail, cluster in staying:
-                row, keeper = kept[duplicate.row], kept[duplicate.keeper]
-                ledger.flag(row, reason=duplicate.kind, detail=detail, matched_id=keeper.id, score=duplicate.score)
-                entries[row.id] = _entry(duplicate, row, keeper, cluster)
-        kept = [row for index, row in enumerate(kept) if index not in gone]
-    return kept, list(entries.values())
+    kept = [row for index, row in enumerate(rows) if index not in gone]
+    return kept, entries, Compared(rows=list(rows), pairs=pairs, standing=standing, pinned=pinned)
 
 
 def _place(row: Row) -> str:

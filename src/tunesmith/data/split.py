@@ -152,7 +152,7 @@ def _pairs_of_equal(keys: Sequence[str | None]) -> tuple[Ints, Ints]:
 
 
 def _named_sides(rows: Sequence[Row], members: Mapping[int, list[int]]) -> dict[int, str]:
-    """Sides of the units that are not dealt: those whose rows name a held-out one, and those that hold general rows."""
+    """Sides of the units that are not dealt: of a held-out side from outside, and those that hold general rows."""
     sides = {}
     for unit, indices in members.items():
         side = rows[indices[0]].split

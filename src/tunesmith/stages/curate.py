@@ -187,7 +187,7 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
     return warnings
 
 
-@stage(name="curate", version=3, produces="rows", check=check_curate)
+@stage(name="curate", version=4, produces="rows", check=check_curate)
 def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     """Keep, change, flag or drop each row, and say why."""
     from tunesmith.data.coverage import measure_coverage
@@ -201,6 +201,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     from tunesmith.data.policy import OptOut, unmatched
     from tunesmith.data.review import read_decisions
     from tunesmith.data.takedown import read_opt_out
+    from tunesmith.data.whatif import write_pairs
     from tunesmith.data.write import read_rows, write_rejects, write_rows
 
     lint: Lint | None = None
@@ -244,6 +245,9 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     write_rows(ctx.out / "rows.parquet", curated.rows)
     write_rejects(ctx.out / "rejects.parquet", curated.ledger.rejects)
     write_lineage(ctx.out / "lineage.parquet", curated.ledger.actions)
+    compared = curated.compared
+    pairs_file = ctx.out / "near_pairs.parquet"
+    write_pairs(pairs_file, compared.pairs, compared.standing, compared.rows, pinned=compared.pinned)
     (ctx.out / "duplicates.json").write_text(_json(curated.duplicates), encoding="utf-8")
     (ctx.out / "pii.json").write_text(_json(curated.personal_data), encoding="utf-8")
     coverage = measure_coverage(curated.rows, production=_production(spec.production))
