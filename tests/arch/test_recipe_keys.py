@@ -48,6 +48,11 @@ BASES: dict[str, dict[str, Any]] = {
 """Owner -> keys to set in every trial, because others are valid only beside them."""
 
 WHOLES: dict[str, list[dict[str, Any]]] = {
+    "Endpoint": [
+        {"name": "a", "url": "http://a/v1", "model": "m", "snapshot": "s"},
+        {"name": "b", "url": "http://b/v1", "model": "n", "snapshot": "t", "system": "none"},
+        {"name": "b", "url": "http://b/v1", "model": "n", "snapshot": "t", "api_key_env": "KEY", "workers": 2},
+    ],
     "SharesSpec": [
         {"train": 0.8, "val": 0.1, "test": 0.1},
         {"train": 0.6, "val": 0.2, "test": 0.2},
