@@ -6,7 +6,6 @@ What lives here: licence and opt-out rules over rows. What does not: which licen
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,13 +35,6 @@ class OptOut:
             subjects=self.subjects | other.subjects,
             content_hashes=self.content_hashes | other.content_hashes,
         )
-
-
-def checked_hash(text: str) -> str:
-    """Return a sha256 in lower case. Raises `ValueError` for a text that is none."""
-    if re.fullmatch(r"[0-9a-fA-F]{64}", text) is None:
-        raise ValueError(f"expected a sha256 of 64 hex digits, found {text!r}")
-    return text.lower()
 
 
 def unmatched(rows: Sequence[Row], opt_out: OptOut) -> list[str]:
