@@ -8,6 +8,9 @@ What lives here: reading weights with every key accounted for. What does not: wh
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +68,14 @@ def is_whole_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "adapter_config.json").exists()
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep back one warning of a library to a library: PEFT 0.21 reads a property that transformers 5.23 renames."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
+
+
 def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> torch.nn.Module:
     """Return `model` with the PEFT adapter of a folder on it, frozen; every tensor of the file must find its place.
 
@@ -80,7 +91,8 @@ def apply_adapter(model: PreTrainedModel, adapter_dir: Path) -> torch.nn.Module:
             where=str(adapter_dir),
             expected="adapter_config.json and adapter_model.safetensors",
         )
-    peft_model = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False)
+    with quiet_peft():
+        peft_model = PeftModel.from_pretrained(model, str(adapter_dir), is_trainable=False)
     with safe_open(file, framework="pt") as saved:
         names = set(saved.keys())
     live = set(get_peft_model_state_dict(peft_model, save_embedding_layers=False))

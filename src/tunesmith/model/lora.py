@@ -10,7 +10,6 @@ one for use (`model.load`), the fast forward that folds them into matrix product
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import PlanError, TrainingError, nearest
+from tunesmith.model.load import quiet_peft
 
 Scaling = Literal["classic", "rslora"]
 Decomposition = Literal["none", "dora"]
@@ -74,9 +74,7 @@ def add_lora(
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        # PEFT 0.21 reads a property that transformers 5.23 renames.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
 
