@@ -265,3 +265,33 @@ def test_the_command_asks_and_writes(world, monkeypatch):
     assert json.loads(call("--json"))["counts"]["decided_edit"] == 1
     call("--export", str(world.root / "tasks.json"))
     assert "<Choices" in (world.root / "tasks.config.xml").read_text()
+
+
+def test_semantic_duplicates_are_borderline_in_turn_with_near_ones(tmp_path):
+    from tunesmith.data.curation import Rules, curate_rows
+    from tunesmith.data.lineage import write_lineage
+    from tunesmith.data.review_queue import make_queue
+    from tunesmith.data.write import row_id, write_rejects, write_rows
+    from tunesmith.types import Conversation, Message, Provenance, Row
+
+    rows = []
+    for line, (text, answer) in enumerate(ASKED.values(), start=1):
+        said = Conversation(messages=(Message(role="user", content=text), Message(role="assistant", content=answer)))
+        place = Provenance(source="s", path="p", line=line, license="MIT")
+        rows.append(Row(id=row_id(said, source="s", path="p", line=line), conversation=said, provenance=place))
+    result = curate_rows(rows, Rules(), lint=None)
+    entries = list(result.duplicates)
+    assert [entry["kind"] for entry in entries] == ["near_duplicate"]
+    for score, row, partner in ((0.86, result.rows[1], result.rows[2]), (0.97, result.rows[3], result.rows[4])):
+        result.ledger.flag(
+            row, reason="semantic_duplicate", detail="may say the same", matched_id=partner.id, score=score
+        )
+        entries.append({**entries[0], "row_id": row.id, "keeper_id": partner.id, "kind": "semantic_duplicate"})
+    write_rows(tmp_path / "rows.parquet", result.rows)
+    write_rejects(tmp_path / "rejects.parquet", result.ledger.rejects)
+    write_lineage(tmp_path / "lineage.parquet", result.ledger.actions)
+    (tmp_path / "duplicates.json").write_text(json.dumps(entries))
+    queue = make_queue(tmp_path, per_stratum=2, strata=("borderline",))
+    assert [item.score for item in queue if item.machine == "flagged: semantic_duplicate"] == [0.97]
+    assert {item.machine for item in queue} == {"dropped: near_duplicate", "flagged: semantic_duplicate"}
+    assert all(item.twin is not None for item in queue)

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from tunesmith.data.canaries import measured_recall
 from tunesmith.data.compare import FLOOR, PairTable
 from tunesmith.data.decontam import Index
-from tunesmith.data.dedup import SIDE_RANK, STAYING, Duplicate, Standing, cluster_name, compare, settle
+from tunesmith.data.dedup import SIDE_RANK, STAYING, Standing, cluster_name, compare, settle
 from tunesmith.data.engines import LOCAL, Engine
 from tunesmith.data.filters import (
     Lint,
@@ -32,6 +32,7 @@ from tunesmith.data.lineage import Ledger
 from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed
 from tunesmith.data.redact import placeholder_detail, redact_row
 from tunesmith.data.review import Decision, apply_decisions
+from tunesmith.data.semantic import Semantic, suggest
 from tunesmith.data.words import answer_text, prompt_text
 from tunesmith.errors import DataError
 from tunesmith.types import JSON, Row, RowRole
@@ -44,6 +45,7 @@ _DUPLICATE_WORDS = {
     "leak": "nearly the same prompt as the held-out",
     "conflict": "nearly the same prompt, but another answer than",
     "heldout_duplicate": "held-out, and nearly the same as",
+    "semantic_duplicate": "may say the same in other words as",
 }
 
 
@@ -64,6 +66,8 @@ class Rules:
     quality: Quality = field(default_factory=Quality)
     redact: frozenset[str] | None = None
     near_threshold: float = 0.6
+    semantic: Semantic | None = None
+    """Embeddings by which rows are told that may say the same in other words; nothing is looked for without."""
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Registered evaluation -> its items: rows that hold one are contaminated."""
     contaminated: Literal["flag", "drop"] = "flag"
@@ -157,6 +161,8 @@ def curate_rows(
     say(4, f"{len(kept):,} rows after duplicates")
     if not kept:
         raise _nothing_left(len(rows), ledger)
+    if rules.semantic is not None:
+        duplicates += _flag_semantic(kept, ledger, rules.semantic, reviewed.pinned, compared, duplicates)
     for row in kept:
         ledger.keep(row)
     ledger.balance(len(rows))
@@ -302,23 +308,55 @@ def _drop_duplicates(
         stays = duplicate.kind in STAYING or (duplicate.kind == "near_duplicate" and row.id in pinned)
         say = ledger.flag if stays else ledger.drop
         say(row, reason=duplicate.kind, detail=detail, matched_id=keeper.id, score=duplicate.score)
-        entries.append(_entry(duplicate, row, keeper, cluster))
+        entries.append(_entry(duplicate.kind, duplicate.score, row, keeper, cluster))
         if not stays:
             gone.add(duplicate.row)
     kept = [row for index, row in enumerate(rows) if index not in gone]
     return kept, entries, Compared(rows=list(rows), pairs=pairs, standing=standing, pinned=pinned)
 
 
+def _flag_semantic(
+    rows: Sequence[Row],
+    ledger: Ledger,
+    semantic: Semantic,
+    pinned: frozenset[str],
+    compared: Compared,
+    duplicates: Sequence[Mapping[str, JSON]],
+) -> list[dict[str, JSON]]:
+    """Flag rows that may say the same as another one that stays, unless a person decided about them already."""
+    number = {row.id: index for index, row in enumerate(compared.rows)}
+    places = [number[row.id] for row in rows]
+    known = {(str(entry[one]), str(entry[other])) for entry in duplicates for one, other in _BOTH_WAYS}
+    entries: list[dict[str, JSON]] = []
+    found = suggest(
+        rows,
+        semantic,
+        rank=compared.standing.rank[places],
+        tasks=[compared.standing.tasks[place] for place in places],
+        known=known,
+    )
+    for row, partner, score in ((rows[each.row], rows[each.partner], each.score) for each in found):
+        if row.id in pinned:
+            continue
+        detail = f"{_DUPLICATE_WORDS['semantic_duplicate']} {_place(partner)} (row {partner.id})"
+        ledger.flag(row, reason="semantic_duplicate", detail=detail, matched_id=partner.id, score=score)
+        entries.append(_entry("semantic_duplicate", score, row, partner, cluster_name(partner)))
+    return entries
+
+
+_BOTH_WAYS = (("row_id", "keeper_id"), ("keeper_id", "row_id"))
+
+
 def _place(row: Row) -> str:
     return f"{row.provenance.path}:{row.provenance.line}"
 
 
-def _entry(duplicate: Duplicate, row: Row, keeper: Row, cluster: str) -> dict[str, JSON]:
+def _entry(kind: str, score: float, row: Row, keeper: Row, cluster: str) -> dict[str, JSON]:
     return {
         "row_id": row.id,
         "keeper_id": keeper.id,
-        "kind": duplicate.kind,
-        "score": duplicate.score,
+        "kind": kind,
+        "score": score,
         "cluster": cluster,
         "row_place": _place(row),
         "keeper_place": _place(keeper),

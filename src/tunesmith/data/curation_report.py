@@ -140,11 +140,11 @@ def _percent(part: float, whole: float) -> str:
 
 def _duplicates(facts: Facts) -> list[Markup]:
     curated = facts.curated
-    if not curated.duplicates:
+    if all(entry["kind"] == "semantic_duplicate" for entry in curated.duplicates):
         return [text("No two rows say the same, or nearly the same.")]
-    by_id = {row.id: row for row in curated.rows}
-    by_id.update({reject.row.id: reject.row for reject in curated.ledger.rejects if reject.row is not None})
-    entries = sorted(curated.duplicates, key=lambda entry: (cast(float, entry["score"]), str(entry["row_id"])))
+    by_id = _by_id(curated)
+    told = (entry for entry in curated.duplicates if entry["kind"] != "semantic_duplicate")
+    entries = sorted(told, key=lambda entry: (cast(float, entry["score"]), str(entry["row_id"])))
     exact = [entry for entry in entries if entry["kind"] == "exact_duplicate"]
     near = [entry for entry in entries if entry["kind"] != "exact_duplicate"]
     kinds = Counter(str(entry["kind"]) for entry in entries)
@@ -161,6 +161,30 @@ def _duplicates(facts: Facts) -> list[Markup]:
         parts.append(details(f"{len(exact):,} exact duplicates, {min(len(exact), MAX_EXACT_PAIRS)} shown", *shown))
     if len(near) > MAX_PAIRS:
         parts.append(text(f"{len(near) - MAX_PAIRS:,} more are in duplicates.json."))
+    return parts
+
+
+def _by_id(curated: Curated) -> dict[str, Row]:
+    by_id = {row.id: row for row in curated.rows}
+    by_id.update({reject.row.id: reject.row for reject in curated.ledger.rejects if reject.row is not None})
+    return by_id
+
+
+def _semantic(facts: Facts) -> list[Markup]:
+    found = [entry for entry in facts.curated.duplicates if entry["kind"] == "semantic_duplicate"]
+    if not found:
+        return []
+    entries = sorted(found, key=lambda entry: (-cast(float, entry["score"]), str(entry["row_id"])))
+    by_id = _by_id(facts.curated)
+    parts = [
+        lead(
+            f"{len(found):,} rows that stay may say the same as another one in other words; the nearest first. Nothing "
+            "was done about them: whoever wants a row to go says so in tunesmith review."
+        )
+    ]
+    parts += [part for entry in entries[:MAX_PAIRS] for part in _pair(entry, by_id)]
+    if len(entries) > MAX_PAIRS:
+        parts.append(text(f"{len(entries) - MAX_PAIRS:,} more are in duplicates.json."))
     return parts
 
 
@@ -300,6 +324,7 @@ def _places(found: Sequence[tuple[str, int, str]]) -> Markup:
 SECTIONS: tuple[tuple[str, Draw], ...] = (
     ("Funnel", _funnel),
     ("Duplicates", _duplicates),
+    ("Semantic duplicates", _semantic),
     ("Personal data and secrets", _personal_data),
     ("Contamination", _contamination),
     ("Licences", _licenses),

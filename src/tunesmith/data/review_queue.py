@@ -3,9 +3,10 @@
 What lives here: sampling over the files of a curated version, and items. What does not: decisions (`data.review`),
 where items go (`data.labelstudio`, the command line).
 
-Four strata, each a sample of its own: *borderline* (near-duplicates with the lowest scores, the most doubtful first),
-*flagged* (contamination, conflicts, rules that only flag), *dropped*, *kept*. A sample is drawn by hashes, so it is the
-same on any machine, and it moves on as decisions come in. Rows that had to go by licence or opt-out are never shown,
+Four strata, each a sample of its own: *borderline* (near-duplicates, the most doubtful first, and in turn with them
+semantic duplicates, the likeliest first, as nothing is done about these), *flagged* (contamination, conflicts, rules
+that only flag), *dropped*, *kept*. A sample is drawn by hashes, so it is the same on any machine, and it moves on as
+decisions come in. Rows that had to go by licence or opt-out are never shown,
 and nobody can bring them back here. Texts are those that would train; in rows that were dropped,
 personal data is replaced before they are shown.
 """
@@ -93,13 +94,28 @@ def make_queue(
             continue
         seen.add(digest)
         item = _item(shown[row_id], actions, stratum, shown)
-        doubt = item.score if stratum == "borderline" and item.score is not None else 0.0
-        found[stratum].append((-1.0 if digest in first else doubt, sha256_hex(digest), item))
+        found[stratum].append((-1.0 if digest in first else 0.0, sha256_hex(digest), item))
+    found["borderline"] = _in_turn(found["borderline"])
     return [
         _safe(item) if item.row_id in dropped else item
         for name in STRATA
         for _, _, item in sorted(found[name], key=lambda entry: entry[:2])[: per_stratum + _count(first, found[name])]
     ]
+
+
+def _in_turn(entries: Sequence[tuple[float, str, QueueItem]]) -> list[tuple[float, str, QueueItem]]:
+    """Take near-duplicates from the lowest score up and semantic ones from the highest down, one of each at a time."""
+    near: list[tuple[float, str, QueueItem]] = []
+    semantic: list[tuple[float, str, QueueItem]] = []
+    for _, digest, item in entries:
+        suggested = item.machine == "flagged: semantic_duplicate"
+        score = item.score or 0.0
+        (semantic if suggested else near).append((-score if suggested else score, digest, item))
+    out = []
+    for kind in (near, semantic):
+        kind.sort(key=lambda entry: entry[:2])
+        out += [(float(place), digest, item) for place, (_, digest, item) in enumerate(kind)]
+    return out
 
 
 def _count(first: Collection[str], entries: Sequence[tuple[float, str, QueueItem]]) -> int:
@@ -111,7 +127,7 @@ def _stratum(actions: Sequence[Action], duplicate: Mapping[str, JSON] | None) ->
     reasons = {action.reason for action in actions}
     if reasons & {*FINAL_REASONS, *_REVIEW_REASONS}:
         return None
-    if duplicate is not None and duplicate["kind"] == "near_duplicate":
+    if duplicate is not None and duplicate["kind"] in ("near_duplicate", "semantic_duplicate"):
         return "borderline"
     if last.action == "drop":
         return "dropped"

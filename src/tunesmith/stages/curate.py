@@ -25,6 +25,7 @@ from tunesmith.types import JSON, Row, RowRole
 
 if TYPE_CHECKING:
     from tunesmith.data.filters import Quality
+    from tunesmith.data.semantic import Semantic
 
 PersonalData = Literal[
     "EMAIL",
@@ -134,6 +135,15 @@ class QualitySpec(Spec):
     """Checks of your own."""
 
 
+class SemanticSpec(Spec):
+    """Rows that may say the same in other words: flagged for a person, never dropped."""
+
+    embeddings: ContentPath
+    """Folder of static embeddings as model2vec writes it, or of a language model, whose input embedding is taken."""
+    threshold: float = Field(0.85, gt=0, le=1)
+    """Cosine from which two rows are told: of the prompts, and of the answers where these are long."""
+
+
 class CurateInputs(Inputs):
     """Rows, and the contract that their answers must keep."""
 
@@ -158,6 +168,8 @@ class CurateSpec(Spec):
     """Types of personal data and secrets to replace by placeholders; all where nothing is said, none for []."""
     near_duplicates: float = Field(0.6, gt=0, le=1)
     """IDF-weighted overlap of words from which two long texts are near-duplicates; short texts need more."""
+    semantic: SemanticSpec | None = None
+    """Looks for rows that may say the same in other words; off where nothing is said."""
     evaluations: dict[str, ContentPath] = Field(default_factory=dict)
     """Evaluation -> file of its items (any shape that ingest reads): training rows that hold one are contaminated."""
     contaminated: Literal["flag", "drop"] = "flag"
@@ -186,6 +198,10 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
         warnings.append("curate.allow_unknown: rows without a licence are trained on")
     if spec.redact == []:
         warnings.append("curate.redact is empty: personal data and secrets stay in the data")
+    if spec.semantic is not None:
+        from tunesmith.data.embeddings import find_tensors
+
+        find_tensors(Path(spec.semantic.embeddings))
     return warnings
 
 
@@ -239,6 +255,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         quality=_quality(spec.quality),
         redact=None if spec.redact is None else frozenset(spec.redact),
         near_threshold=spec.near_duplicates,
+        semantic=None if spec.semantic is None else _semantic(spec.semantic),
         evaluations={name: read_items(Path(path)) for name, path in spec.evaluations.items()},
         contaminated=spec.contaminated,
         decisions=() if spec.decisions is None else tuple(read_decisions(Path(spec.decisions))),
@@ -262,6 +279,13 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     (ctx.out / "croissant.json").write_text(_json(croissant(ctx.out, facts)), encoding="utf-8")
     write_report(ctx.out / "report.html", Facts(rows=rows, curated=curated, funnel=funnel, coverage=coverage))
     return {**curated.summary(), f"{funnel.unit}_in": funnel.units_in, f"{funnel.unit}_kept": funnel.units_kept}
+
+
+def _semantic(spec: SemanticSpec) -> Semantic:
+    from tunesmith.data.embeddings import load_embeddings
+    from tunesmith.data.semantic import Semantic
+
+    return Semantic(embeddings=load_embeddings(Path(spec.embeddings)), threshold=spec.threshold)
 
 
 def _production(path: str | None) -> list[str]:
