@@ -5,7 +5,7 @@
 
 The rows are made up, the same in every run: 8 in 10 are unique requests, 1 in 10 fills a template that thousands share,
 1 in 20 repeats another row with one other word, 1 in 20 holds a made-up e-mail address and phone number. Each size runs
-in a process of its own, as the stage that a recipe runs (rows.parquet in; rows, lineage and report out) with the default
+in a process of its own, as the stage that a recipe runs (rows.parquet in; rows, lineage, report out) with the default
 rules and no contract. CPU seconds are those of the stage's process with all of its threads; steps are told by the
 stage's progress, and what comes behind the last one is written down as "output". OUT gets `curate_scale.json`,
 `curate_scale.md` and `curate_scale.svg`.
