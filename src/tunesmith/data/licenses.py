@@ -8,6 +8,7 @@ A licence is an SPDX identifier or expression. `A OR B` may be used where one si
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection
 
@@ -49,6 +50,7 @@ _ALIASES = {
 _UNKNOWN = {"", "unknown", "other", "none", "n/a", "noassertion", "?", "-"}
 
 
+@functools.lru_cache(maxsize=4096)  # asked several times a row, and a file names few
 def normal_license(said: str | None) -> str | None:
     """Return the SPDX expression that a licence means, its text where that is none, `None` where nothing is said."""
     if said is None or said.strip().casefold() in _UNKNOWN:
