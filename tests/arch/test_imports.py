@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "tunesmith"
-HEAVY = ("torch", "transformers", "peft", "accelerate", "daft", "matplotlib", "fastapi", "openai")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "daft",
+    "matplotlib",
+    "fastapi",
+    "openai",
+    "spacy",
+    "presidio_analyzer",
+)
 
 
 def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:

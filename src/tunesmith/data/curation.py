@@ -29,6 +29,7 @@ from tunesmith.data.filters import (
 )
 from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.data.lineage import Ledger
+from tunesmith.data.names import Names, with_finders
 from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed
 from tunesmith.data.redact import placeholder_detail, redact_row
 from tunesmith.data.review import Decision, apply_decisions
@@ -65,6 +66,7 @@ class Rules:
     max_chars: int = 200_000
     quality: Quality = field(default_factory=Quality)
     redact: frozenset[str] | None = None
+    names: Names | None = None
     near_threshold: float = 0.6
     semantic: Semantic | None = None
     """Embeddings by which rows are told that may say the same in other words; nothing is looked for without."""
@@ -88,7 +90,7 @@ class Curated:
     """One entry a duplicate: row, keeper, kind, score, cluster."""
     compared: Compared
     personal_data: dict[str, JSON]
-    """Counts by type, masked samples, and the share of planted canaries that were found, by type."""
+    """Counts by type, masked samples, the share of planted canaries that were found, and the types of names, if any."""
     num_unused_decisions: int = 0
     """Decisions of reviewers about contents that did not come in."""
 
@@ -109,6 +111,7 @@ class Curated:
             "conflicts": kinds["conflict"],
             "contaminated": self.ledger.flagged["contaminated"] + self.ledger.dropped["contaminated"],
             "pii": dict(counts),
+            **({"pii_names": self.personal_data["names"]} if "names" in self.personal_data else {}),
             "pii_rows": self.ledger.changed["personal_data"],
             "pii_canary_recall": self.personal_data["canary_recall"],
             "review_unused": self.num_unused_decisions,
@@ -152,7 +155,7 @@ def curate_rows(
     say(1, f"{len(reviewed.rows):,} rows may be used")
     kept = reviewed.unless_pinned(reviewed.rows, lambda rows: _drop_poor(rows, ledger, rules, lint))
     say(2, f"{len(kept):,} rows pass the quality rules")
-    kept, personal_data = _redact_all(kept, ledger, rules.redact, lint, reviewed.pinned)
+    kept, personal_data = _redact_all(kept, ledger, rules, lint, reviewed.pinned)
     # behind redaction: its details show pieces of the text
     kept = reviewed.unless_pinned(kept, lambda rows: judge_quality(rows, ledger, rules.quality))
     say(3, f"{ledger.changed['personal_data']:,} rows held personal data or secrets")
@@ -206,13 +209,15 @@ def _nothing_left(num_in: int, ledger: Ledger) -> DataError:
 
 
 def _redact_all(
-    rows: Sequence[Row], ledger: Ledger, kinds: frozenset[str] | None, lint: Lint | None, pinned: frozenset[str]
+    rows: Sequence[Row], ledger: Ledger, rules: Rules, lint: Lint | None, pinned: frozenset[str]
 ) -> tuple[list[Row], dict[str, JSON]]:
+    named = frozenset[str]() if rules.names is None else rules.names.kinds
+    kinds = None if rules.redact is None else rules.redact | named
     kept: list[Row] = []
     counts: Counter[str] = Counter()
     samples: dict[str, list[str]] = {}
-    for row in rows:
-        redacted = redact_row(row, kinds=kinds)
+    for row, find_spans in with_finders(rows, rules.names):
+        redacted = redact_row(row, kinds=kinds, find_spans=find_spans)
         if not redacted.counts:
             kept.append(row)
             continue
@@ -228,11 +233,13 @@ def _redact_all(
                 shown.append(sample)
         ledger.change(row, redacted.row, reason="personal_data", detail=placeholder_detail(redacted.counts))
         kept.append(redacted.row)
-    account = {
+    account: dict[str, JSON] = {
         "counts": dict(sorted(counts.items())),
         "masked_samples": dict(sorted(samples.items())),
-        "canary_recall": measured_recall(rows, kinds=kinds),
+        "canary_recall": measured_recall(rows, kinds=rules.redact),
     }
+    if rules.names is not None:
+        account["names"] = sorted(named)
     return kept, account
 
 

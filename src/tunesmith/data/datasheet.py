@@ -201,11 +201,15 @@ def _dates(facts: DataFacts) -> str:
 
 def _personal(summary: Mapping[str, JSON]) -> str:
     found: Mapping[str, int] = summary["pii"]
+    named = ", ".join(summary.get("pii_names", ()))
     if not found:
-        return "None was found by the patterns that were used, which know no names of people."
+        know = f"and by a model of names ({named})" if named else "which know no names of people"
+        return f"None was found by the patterns that were used, {know}."
+    looked = f"Names ({named}) were looked for by a model" if named else "Names of people are not looked for"
+    missed = "; what is missed is not known" if named else " by these patterns; what they miss is not known"
     return (
         f"In {summary['pii_rows']:,} rows values were found and replaced by placeholders: {_counts(found)}. "
-        "Names of people are not looked for by these patterns; what they miss is not known."
+        f"{looked}{missed}."
     )
 
 

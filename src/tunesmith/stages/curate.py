@@ -25,6 +25,7 @@ from tunesmith.types import JSON, Row, RowRole
 
 if TYPE_CHECKING:
     from tunesmith.data.filters import Quality
+    from tunesmith.data.names import Names
     from tunesmith.data.semantic import Semantic
 
 PersonalData = Literal[
@@ -144,6 +145,19 @@ class SemanticSpec(Spec):
     """Cosine from which two rows are told: of the prompts, and of the answers where these are long."""
 
 
+class NamesSpec(Spec):
+    """Names, found by a spaCy model through Presidio (`tunesmith[pii]`). Docs: data.md."""
+
+    model: str = Field(pattern=r"^[A-Za-z]\w*$")
+    """Import name of the installed spaCy model package, such as `en_core_web_sm`; none is ever downloaded."""
+    version: str
+    """Version of that package: another one finds other names, so it is refused."""
+    find: list[Literal["PERSON", "LOCATION", "ORGANIZATION"]] = Field(default=["PERSON"], min_length=1)
+    """Types of names to replace."""
+    spare: list[str] = Field(default_factory=list)
+    """Names that stay, in any case: public figures, products, your own firm."""
+
+
 class CurateInputs(Inputs):
     """Rows, and the contract that their answers must keep."""
 
@@ -166,6 +180,8 @@ class CurateSpec(Spec):
     """Quality rules over single rows, and what is done with rows that break them."""
     redact: list[PersonalData] | None = None
     """Types of personal data and secrets to replace by placeholders; all where nothing is said, none for []."""
+    names: NamesSpec | None = None
+    """Names to replace by placeholders as well; none are looked for where nothing is said."""
     near_duplicates: float = Field(0.6, gt=0, le=1)
     """IDF-weighted overlap of words from which two long texts are near-duplicates; short texts need more."""
     semantic: SemanticSpec | None = None
@@ -192,7 +208,7 @@ class CurateSpec(Spec):
 
 
 def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
-    """Warn of settings that weaken the data's standing."""
+    """Warn of settings that weaken the data's standing; refuse a model of names that is not here."""
     warnings = []
     if spec.allow_unknown:
         warnings.append("curate.allow_unknown: rows without a licence are trained on")
@@ -202,6 +218,11 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
         from tunesmith.data.embeddings import find_tensors
 
         find_tensors(Path(spec.semantic.embeddings))
+
+    if spec.names is not None:
+        from tunesmith.data.ner import check_model
+
+        check_model(spec.names.model, version=spec.names.version, kinds=frozenset(spec.names.find))
     return warnings
 
 
@@ -254,6 +275,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         max_chars=spec.max_chars,
         quality=_quality(spec.quality),
         redact=None if spec.redact is None else frozenset(spec.redact),
+        names=None if spec.names is None else _names(spec.names),
         near_threshold=spec.near_duplicates,
         semantic=None if spec.semantic is None else _semantic(spec.semantic),
         evaluations={name: read_items(Path(path)) for name, path in spec.evaluations.items()},
@@ -303,6 +325,16 @@ def _production(path: str | None) -> list[str]:
     traces, _ = open_closed_span(Path(path))
     asked = (tuple(Message.from_json(message) for message in trace.messages or ()) for trace in traces)
     return [prompt_text(Conversation(messages=messages)) for messages in asked if messages]
+
+
+def _names(spec: NamesSpec) -> Names:
+    """The recipe's names, with their model loaded."""
+    from tunesmith.data.names import Names
+    from tunesmith.data.ner import load_tagger
+
+    kinds = frozenset(spec.find)
+    tag = load_tagger(spec.model, version=spec.version, kinds=kinds)
+    return Names(tag=tag, kinds=kinds, spare=frozenset(spec.spare))
 
 
 def _quality(spec: QualitySpec) -> Quality:
