@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types format bench clean
+.PHONY: demo test lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tunesmith run recipes/quickstart.yaml
