@@ -45,12 +45,20 @@ _FORMAL = re.compile(
 def formal_text(text: str) -> str | None:
     """Return what two formal texts must share to be the same: spacing apart, all of it. `None` for other texts."""
     stripped = text.strip()
-    if stripped[:1] in ("{", "["):
-        try:
-            return canonical_json(json.loads(stripped))
-        except ValueError:
-            pass
+    canonical = _canonical(stripped)
+    if canonical is not None:
+        return canonical
     return " ".join(stripped.split()) if is_formal(stripped) else None
+
+
+def _canonical(stripped: str) -> str | None:
+    """Return the canonical form of a JSON object or list; `None` for a text that is none, or that JSON cannot write."""
+    if stripped[:1] not in ("{", "["):
+        return None
+    try:
+        return canonical_json(json.loads(stripped))
+    except ValueError:
+        return None
 
 
 def is_json(text: str) -> bool:
