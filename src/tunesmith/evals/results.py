@@ -24,6 +24,7 @@ SLICE_METRICS = frozenset(
         "token_f1",
         "rougeL",
         "sql_match",
+        "template_match",
         "tool_call_match",
         "prompt_strict",
         "pass_at_1",

@@ -35,6 +35,7 @@ from tunesmith.evals.refusal import refuses
 from tunesmith.evals.run import Metric
 from tunesmith.evals.sandbox import Verdict
 from tunesmith.evals.scorers import FINAL_MARK, exact_match, last_number, squad_exact, squad_f1
+from tunesmith.evals.shell import compare_commands, extract_command, is_readable
 from tunesmith.evals.sql import extract_query, match_sql
 from tunesmith.evals.sql_databases import make_databases, read_table
 from tunesmith.evals.text import rouge, sentence_bleu, sentence_chrf
@@ -197,6 +198,26 @@ def read_sql(record: Record, where: str) -> list[Question]:
     return [Question(id=question_id(record), conversation=conversation.prompt, score=score, expected=expected)]
 
 
+def read_shell(record: Record, where: str) -> list[Question]:
+    """Read a row whose answer is a shell command; nothing is run. One that cannot be read is no measure of answers."""
+    conversation = conversation_of(record, where)
+    expected = expected_of(record, conversation, where)
+    readable = is_readable(expected)
+
+    def score(reply: Reply) -> dict[str, float]:
+        if not readable:
+            return {}
+        found = compare_commands(extract_command(reply.text), expected)
+        return {
+            "command_match": float(found.command and reply.ended),
+            "template_match": float(found.template and reply.ended),
+            "utilities_match": float(found.utilities and reply.ended),
+        }
+
+    name = question_id(record)
+    return [Question(id=name, conversation=conversation.prompt, score=score, expected=expected, slices=labels(record))]
+
+
 def read_text(record: Record, where: str) -> list[Question]:
     """Read a row with one answer or several `references`: overlap of words, as the reference implementations do."""
     conversation = conversation_of(record, where)
@@ -306,6 +327,15 @@ KINDS: dict[str, TaskKind] = {
             _higher("sql_runs", "the query runs"),
         ),
         meaning="SQL by execution",
+    ),
+    "shell": TaskKind(
+        read=read_shell,
+        metrics=(
+            _higher("command_match", "the expected command, word by word"),
+            _higher("template_match", "the expected utilities, flags and operators, whatever the arguments"),
+            _higher("utilities_match", "the expected utilities in order"),
+        ),
+        meaning="shell commands, compared without running them",
     ),
     "text": TaskKind(
         read=read_text,

@@ -50,7 +50,7 @@ class TaskSpec(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z_]\w*$")
     """Name in metrics: `NAME.metric`."""
-    kind: Literal["tools", "ifeval", "refusal", "code", "sql", "text", "exact", "number", "choice"]
+    kind: Literal["tools", "ifeval", "refusal", "code", "sql", "shell", "text", "exact", "number", "choice"]
     """How the file is read and scored (docs/evaluation.md)."""
     data: ContentPath
     """The file: JSON lines, a JSON array, CSV, TSV or Parquet, gzipped or not."""

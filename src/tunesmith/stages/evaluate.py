@@ -56,8 +56,8 @@ class EvaluateSpec(Spec):
     """Ask at most this many rows, chosen by a hash of their ids so that nobody chose them; absent asks all."""
     slices: tuple[str, ...] = ("length",)
     """Slice dimensions: `length`, `source`, `turns`, `language`, a label of the rows, or a field of the answer."""
-    scorers: tuple[Literal["sql", "text", "tools"], ...] = ()
-    """Further ways to score: SQL by execution, overlap of words (ROUGE, chrF, BLEU), tool calls."""
+    scorers: tuple[Literal["shell", "sql", "text", "tools"], ...] = ()
+    """Further ways to score: shell commands by parts, SQL by execution, overlap of words (ROUGE, chrF, BLEU), tools."""
     dtype: DtypeChoice = "auto"
     """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
     batch_tokens: int = Field(24_576, gt=0)
