@@ -302,7 +302,7 @@ def _checked(planned: PlannedStage, all_planned: Mapping[str, PlannedStage]) -> 
     check = planned.table.stage.check
     if planned.status is Status.CACHED or check is None:
         return planned
-    inputs = {role: all_planned[source].artifact if source else None for role, source in planned.table.inputs.items()}
+    inputs = {role: all_planned[source].artifact for role, source in planned.table.inputs.items() if source}
     return replace(planned, warnings=tuple(check(planned.table.spec, inputs)))
 
 

@@ -80,7 +80,10 @@ class Estimate:
 
 StageFunction = Callable[[Any, Any, Context], Summary]
 Check = Callable[[Any, Mapping[str, Artifact | None]], list[str]]
-"""(spec, inputs that exist already) -> warnings; raises PlanError for what is known to fail."""
+"""(spec, inputs) -> warnings; raises PlanError for what is known to fail.
+
+An input that is not made yet is `None`; a role that no table feeds is absent.
+"""
 Estimator = Callable[[Any, Mapping[str, Artifact | None]], Estimate]
 
 

@@ -18,6 +18,7 @@ from tunesmith.data.canaries import measured_recall
 from tunesmith.data.compare import FLOOR, PairTable
 from tunesmith.data.decontam import Index
 from tunesmith.data.dedup import SIDE_RANK, STAYING, Standing, cluster_name, compare, settle
+from tunesmith.data.difficulty import Difficulty, Scored, difficulty_summary, judge_difficulty
 from tunesmith.data.engines import LOCAL, Engine
 from tunesmith.data.filters import (
     Lint,
@@ -70,6 +71,8 @@ class Rules:
     near_threshold: float = 0.6
     semantic: Semantic | None = None
     """Embeddings by which rows are told that may say the same in other words; nothing is looked for without."""
+    difficulty: Difficulty | None = None
+    """How the base model scores answers, and the limits; nothing is scored without."""
     evaluations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Registered evaluation -> its items: rows that hold one are contaminated."""
     contaminated: Literal["flag", "drop"] = "flag"
@@ -91,6 +94,8 @@ class Curated:
     compared: Compared
     personal_data: dict[str, JSON]
     """Counts by type, masked samples, the share of planted canaries that were found, and the types of names, if any."""
+    scored: Scored = field(default_factory=list)
+    """Rows that the base model scored, those dropped for it included."""
     num_unused_decisions: int = 0
     """Decisions of reviewers about contents that did not come in."""
 
@@ -114,6 +119,7 @@ class Curated:
             **({"pii_names": self.personal_data["names"]} if "names" in self.personal_data else {}),
             "pii_rows": self.ledger.changed["personal_data"],
             "pii_canary_recall": self.personal_data["canary_recall"],
+            **({"difficulty": difficulty_summary(self.scored)} if self.scored else {}),
             "review_unused": self.num_unused_decisions,
             "licenses": dict(Counter(row.provenance.license or "unknown" for row in self.rows)),
             "sources": dict(Counter(row.provenance.source for row in self.rows)),
@@ -162,6 +168,9 @@ def curate_rows(
     kept = _contamination(_drop_group_leaks(kept, ledger), ledger, rules, reviewed.pinned)
     kept, duplicates, compared = _drop_duplicates(kept, ledger, rules.near_threshold, reviewed.pinned, engine)
     say(4, f"{len(kept):,} rows after duplicates")
+    scored: Scored = []
+    if rules.difficulty is not None and kept:
+        kept, scored = judge_difficulty(kept, ledger, rules.difficulty, pinned=reviewed.pinned)
     if not kept:
         raise _nothing_left(len(rows), ledger)
     if rules.semantic is not None:
@@ -178,6 +187,7 @@ def curate_rows(
         duplicates=duplicates,
         compared=compared,
         personal_data=personal_data,
+        scored=scored,
         num_unused_decisions=reviewed.num_unused,
     )
 

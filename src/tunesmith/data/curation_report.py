@@ -17,6 +17,7 @@ from markupsafe import Markup
 from tunesmith.data.coverage_report import coverage_parts
 from tunesmith.data.curation import Curated
 from tunesmith.data.datasheet import license_name
+from tunesmith.data.difficulty_report import difficulty_parts
 from tunesmith.data.funnel import Funnel
 from tunesmith.data.lineage import Action
 from tunesmith.data.words import answer_text, prompt_text
@@ -329,6 +330,7 @@ SECTIONS: tuple[tuple[str, Draw], ...] = (
     ("Contamination", _contamination),
     ("Licences", _licenses),
     ("Coverage and diversity", lambda facts: coverage_parts(facts.coverage)),
+    ("Difficulty for the base model", lambda facts: difficulty_parts(facts.curated.scored)),
     ("Flagged rows", _flagged),
     ("Dropped rows", _dropped),
 )

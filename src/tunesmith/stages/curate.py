@@ -1,7 +1,7 @@
 """curate: of all rows those that may and should be trained on, each change and each loss with its reason.
 
     opt-out -> licence -> review -> empty -> contract -> personal data -> quality
-            -> contamination -> duplicates and leaks -> rows
+            -> contamination -> duplicates and leaks -> difficulty -> rows
 
 Every row that comes in is in `rows.parquet` or, with its reason, in `rejects.parquet`; `lineage.parquet` holds what was
 done to each.
@@ -21,9 +21,12 @@ from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.data.licenses import PERMISSIVE
+from tunesmith.errors import PlanError
 from tunesmith.types import JSON, Row, RowRole
 
 if TYPE_CHECKING:
+    from tunesmith.chat.contract import Contract
+    from tunesmith.data.difficulty import Difficulty
     from tunesmith.data.filters import Quality
     from tunesmith.data.names import Names
     from tunesmith.data.semantic import Semantic
@@ -145,6 +148,21 @@ class SemanticSpec(Spec):
     """Cosine from which two rows are told: of the prompts, and of the answers where these are long."""
 
 
+class DifficultySpec(Spec):
+    """Perplexity and instruction-following difficulty (IFD) of answers under the base model. Docs: data.md."""
+
+    max_ifd: float | None = Field(1.0, gt=0)
+    """Largest IFD: above 1 the prompt makes the answer less likely."""
+    min_ifd: float | None = Field(None, gt=0)
+    """Smallest IFD: below it the base model gives the answer anyway."""
+    max_perplexity: float | None = Field(None, gt=1)
+    """Largest perplexity of an answer behind its prompt."""
+    action: Literal["flag", "drop"] = "flag"
+    """What is done with rows outside the limits; a flag is for a person to look at."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the model; bfloat16 is faster where the processor has it, and moves scores a little."""
+
+
 class NamesSpec(Spec):
     """Names, found by a spaCy model through Presidio (`tunesmith[pii]`). Docs: data.md."""
 
@@ -159,10 +177,11 @@ class NamesSpec(Spec):
 
 
 class CurateInputs(Inputs):
-    """Rows, and the contract that their answers must keep."""
+    """Rows, the contract that their answers must keep, and the base model that may score them."""
 
     rows: Artifact = role("rows", table="ingest")
     contract: Artifact | None = role("contract", table="contract", optional=True)
+    base: Artifact | None = role("base", table="fetch", optional=True)
 
 
 class CurateSpec(Spec):
@@ -186,6 +205,8 @@ class CurateSpec(Spec):
     """IDF-weighted overlap of words from which two long texts are near-duplicates; short texts need more."""
     semantic: SemanticSpec | None = None
     """Looks for rows that may say the same in other words; off where nothing is said."""
+    difficulty: DifficultySpec | None = None
+    """Lets the base model score every answer; off where nothing is said, as it takes a model's time."""
     evaluations: dict[str, ContentPath] = Field(default_factory=dict)
     """Evaluation -> file of its items (any shape that ingest reads): training rows that hold one are contaminated."""
     contaminated: Literal["flag", "drop"] = "flag"
@@ -219,6 +240,15 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
 
         find_tensors(Path(spec.semantic.embeddings))
 
+    if spec.difficulty is not None:
+        missing = [table for table, fed in (("contract", "contract"), ("fetch", "base")) if fed not in inputs]
+        if missing:
+            raise PlanError(
+                "curate.difficulty needs a contract and a base model",
+                expected="tables `contract` and `fetch`",
+                found=f"no table {' and none '.join(missing)}",
+                hint="add them, or leave curate.difficulty out",
+            )
     if spec.names is not None:
         from tunesmith.data.ner import check_model
 
@@ -234,6 +264,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     from tunesmith.data.curation import Lint, Rules, curate_rows
     from tunesmith.data.curation_report import Facts, write_report
     from tunesmith.data.datasheet import About, datasheet, gather
+    from tunesmith.data.difficulty import write_scores
     from tunesmith.data.funnel import CountTokens, make_funnel
     from tunesmith.data.items import read_items
     from tunesmith.data.lineage import write_lineage
@@ -243,6 +274,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     from tunesmith.data.whatif import write_pairs
     from tunesmith.data.write import read_rows, write_rejects, write_rows
 
+    contract: Contract | None = None
     lint: Lint | None = None
     count_tokens: CountTokens | None = None
     if inputs.contract is not None:
@@ -278,6 +310,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         names=None if spec.names is None else _names(spec.names),
         near_threshold=spec.near_duplicates,
         semantic=None if spec.semantic is None else _semantic(spec.semantic),
+        difficulty=None if spec.difficulty is None else _difficulty(spec.difficulty, contract, inputs.base, ctx),
         evaluations={name: read_items(Path(path)) for name, path in spec.evaluations.items()},
         contaminated=spec.contaminated,
         decisions=() if spec.decisions is None else tuple(read_decisions(Path(spec.decisions))),
@@ -289,6 +322,8 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     compared = curated.compared
     pairs_file = ctx.out / "near_pairs.parquet"
     write_pairs(pairs_file, compared.pairs, compared.standing, compared.rows, pinned=compared.pinned)
+    if curated.scored:
+        write_scores(ctx.out / "answer_scores.parquet", curated.scored)
     (ctx.out / "duplicates.json").write_text(_json(curated.duplicates), encoding="utf-8")
     (ctx.out / "pii.json").write_text(_json(curated.personal_data), encoding="utf-8")
     coverage = measure_coverage(curated.rows, production=_production(spec.production))
@@ -308,6 +343,29 @@ def _semantic(spec: SemanticSpec) -> Semantic:
     from tunesmith.data.semantic import Semantic
 
     return Semantic(embeddings=load_embeddings(Path(spec.embeddings)), threshold=spec.threshold)
+
+
+def _difficulty(spec: DifficultySpec, contract: Contract | None, base: Artifact | None, ctx: Context) -> Difficulty:
+    from tunesmith.data.difficulty import Difficulty
+    from tunesmith.stages.answer_scores import AnswerScorer
+
+    assert contract is not None, "check_curate refuses a recipe without one"
+    assert base is not None, "check_curate refuses a recipe without one"
+    scorer = AnswerScorer(
+        contract,
+        model_dir=base.path / "model",
+        dtype=spec.dtype,
+        device=ctx.device,
+        cache=ctx.work / "answer_scores.jsonl",
+        progress=ctx.progress,
+    )
+    return Difficulty(
+        score=scorer,
+        max_perplexity=spec.max_perplexity,
+        min_ifd=spec.min_ifd,
+        max_ifd=spec.max_ifd,
+        action=spec.action,
+    )
 
 
 def _production(path: str | None) -> list[str]:
