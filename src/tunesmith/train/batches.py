@@ -1,6 +1,7 @@
 """From examples to flat batches: which examples make a step, which share a pass, and how they lie in it.
 
-    epoch order (seeded)  ->  steps of `batch_size` examples  ->  micro-batches of at most `max_tokens`  ->  FlatBatch
+    epoch order (seeded)  ->  steps of `batch_size` examples  ->  one share for each process
+                          ->  micro-batches of at most `max_tokens`  ->  FlatBatch
 
 What lives here: ordering, grouping, sharing of common prefixes, flattening. What does not: the loss (`train.loss`),
 attention over the layout (`model.attention`).
@@ -16,7 +17,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -125,6 +126,21 @@ def shared_tokens(table: ExampleTable) -> int:
     return shared
 
 
+def divide(table: ExampleTable, indices: Sequence[int], *, parts: int) -> list[list[int]]:
+    """Divide examples among processes so that their tokens come out even; a share is empty where examples are few.
+
+    The longest example goes first to the process with the fewest tokens, the earlier one among equals: every process
+    computes the same division.
+    """
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    tokens = [0] * parts
+    for index in sorted(indices, key=lambda index: (-table.length(index), index)):
+        least = tokens.index(min(tokens))
+        shares[least].append(index)
+        tokens[least] += table.length(index)
+    return shares
+
+
 def micro_batches(
     table: ExampleTable, indices: Sequence[int], *, max_tokens: int, share_prefixes: bool
 ) -> list[list[int]]:
@@ -222,3 +238,12 @@ def flatten(
         num_supervised=sum(int(np.count_nonzero(weights)) for _, weights in documents),
         row_ids=tuple(table.row_ids[index] for index in ordered),
     )
+
+
+def idle_batch(table: ExampleTable, *, device: str | torch.device = "cpu") -> FlatBatch:
+    """Return the shortest example with every loss weight zero: for a process that must compute beside the others.
+
+    Its loss and its gradients are zero, and it counts no tokens.
+    """
+    batch = flatten(table, [int(table.lengths.argmin())], share_prefixes=False, device=device)
+    return replace(batch, weights=torch.zeros_like(batch.weights), num_tokens=0, num_supervised=0, row_ids=())

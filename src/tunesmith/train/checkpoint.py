@@ -3,10 +3,12 @@
     checkpoint-00000120/
       weights.safetensors     trainable parameters, and the best ones so far
       optimizer.safetensors   one tensor for each (parameter, slot)
-      state.json              step, best loss, random states, identity of the run: written last
+      shards/                 both of these, where weights are sharded over processes (`train.shards`)
+      state.json              step, best loss, random states, identity of the run, its processes: written last
 
 What lives here: writing, finding and reading them. What does not: when to write (`train.loop`).
 A checkpoint is written aside, synced and renamed: one that exists under its final name is complete. No pickles.
+Every process of a world calls these functions; the first one writes what all share.
 """
 
 from __future__ import annotations
@@ -16,19 +18,27 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import StoreError, TrainingError
+from tunesmith.train import shards
+from tunesmith.train.world import World, own_part
 from tunesmith.types import JSON
 
 FOLDER = re.compile(r"checkpoint-(\d{8})")
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 BEST_PREFIX = "best."
+OPTIMIZER_PREFIX = "optimizer."
+ALONE = World()
+
+OtherWorld = Literal["refuse", "reshard"]
+"""What to do with a checkpoint that another number of processes wrote."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,38 +81,78 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     counters: Counters,
     identity: Identity,
+    world: World = ALONE,
     keep: int = 2,
 ) -> Path:
-    """Write a checkpoint and remove all but the `keep` newest. Raises `StoreError` when the disk refuses."""
+    """Write a checkpoint and remove all but the `keep` newest. Raises `StoreError` when the disk refuses.
+
+    `best` holds this process's part of each parameter.
+    """
     final = folder / f"checkpoint-{counters.step:08d}"
     partial = folder / f".partial-{counters.step:08d}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
-        weights |= {BEST_PREFIX + name: tensor for name, tensor in best.items()}
-        save_file(weights, partial / WEIGHTS)
+        if world.leads:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        world.wait()
         slots, plain = _optimizer_state(optimizer, parameters)
-        save_file(slots, partial / OPTIMIZER)
-        state: dict[str, JSON] = {
-            "counters": asdict(counters),
-            "identity": asdict(identity),
-            "optimizer": plain,
-            "random": [base64.b64encode(part.numpy().tobytes()).decode() for part in _random_states()],
-        }
-        (partial / STATE).write_text(json.dumps(state) + "\n", "utf-8")
-        for file in partial.iterdir():
-            _sync(file)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _sync(folder)
-        for old in _complete(folder)[:-keep]:
-            shutil.rmtree(old)
+        if world.layout == "sharded":
+            _write_sharded(partial, parameters, best, slots)
+        elif world.leads:
+            _write_whole(partial, parameters, best, slots)
+        random = world.gathered([base64.b64encode(part.numpy().tobytes()).decode() for part in _random_states()])
+        if world.leads:
+            state: dict[str, JSON] = {
+                "counters": asdict(counters),
+                "identity": asdict(identity),
+                "world": {"layout": world.layout, "size": world.size},
+                "optimizer": plain,
+                "optimizer_tensors": sorted(slots),
+                "random": random,
+            }
+            (partial / STATE).write_text(json.dumps(state) + "\n", "utf-8")
+            _commit(partial, final, keep=keep)
+        world.wait()
     except OSError as error:
         raise StoreError(
             "cannot write a checkpoint", where=str(final), found=error.strerror or str(error), hint="free disk space"
         ) from error
     return final
+
+
+def _write_whole(
+    folder: Path,
+    parameters: Mapping[str, torch.nn.Parameter],
+    best: Mapping[str, torch.Tensor],
+    slots: Mapping[str, torch.Tensor],
+) -> None:
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
+    weights |= {BEST_PREFIX + name: tensor for name, tensor in best.items()}
+    save_file(weights, folder / WEIGHTS)
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in slots.items()}, folder / OPTIMIZER)
+
+
+def _write_sharded(
+    folder: Path,
+    parameters: Mapping[str, torch.nn.Parameter],
+    best: Mapping[str, torch.Tensor],
+    slots: Mapping[str, torch.Tensor],
+) -> None:
+    tensors = {name: parameter.detach() for name, parameter in parameters.items()}
+    tensors |= {BEST_PREFIX + name: shards.sliced_as(parameters[name], own) for name, own in best.items()}
+    tensors |= {OPTIMIZER_PREFIX + key: value.detach() for key, value in slots.items()}
+    shards.write_shards(folder, tensors)
+
+
+def _commit(partial: Path, final: Path, *, keep: int) -> None:
+    """Make a checkpoint that is written complete: sync, rename, drop the oldest."""
+    for path in partial.rglob("*"):
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    _sync(final.parent)
+    for old in _complete(final.parent)[:-keep]:
+        shutil.rmtree(old)
 
 
 def _random_states() -> list[torch.Tensor]:
@@ -134,20 +184,16 @@ def load_checkpoint(
     parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     identity: Identity,
+    world: World = ALONE,
+    other_world: OtherWorld = "refuse",
 ) -> tuple[Counters, dict[str, torch.Tensor]]:
     """Restore parameters, optimizer and random state in place; return the counters and the best weights so far.
 
-    Raises `TrainingError` for a checkpoint that holds weights only, or that belongs to other data or settings.
+    Raises `TrainingError` for a checkpoint that holds weights only, that belongs to other data or settings, or that
+    another number of processes wrote, unless `other_world` says to divide it anew.
     """
-    for name in (STATE, OPTIMIZER, WEIGHTS):
-        if not (path / name).is_file():
-            raise TrainingError(
-                "this checkpoint cannot continue a run: it does not hold everything",
-                where=str(path),
-                expected=f"{WEIGHTS}, {OPTIMIZER}, {STATE}",
-                found=f"no {name}",
-                hint="remove the folder to start anew",
-            )
+    if not (path / STATE).is_file():
+        raise _incomplete(path, STATE)
     state = json.loads((path / STATE).read_text("utf-8"))
     held = Identity(**state["identity"])
     if held != identity:
@@ -157,20 +203,100 @@ def load_checkpoint(
             where=str(path),
             hint="remove the folder to start anew",
         )
-    weights = load_file(path / WEIGHTS)
-    best = {name.removeprefix(BEST_PREFIX): tensor for name, tensor in weights.items() if name.startswith(BEST_PREFIX)}
+    _check_world(path, World(**state["world"]), world, other_world)
+    read = _read_sharded if world.layout == "sharded" else _read_whole
+    weights, slots = read(path, parameters, state["optimizer_tensors"])
+    best = {
+        name.removeprefix(BEST_PREFIX): own_part(tensor).cpu()
+        for name, tensor in weights.items()
+        if name.startswith(BEST_PREFIX)
+    }
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    _restore_optimizer(optimizer, parameters, load_file(path / OPTIMIZER), state["optimizer"])
-    cpu, *cuda = [torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for text in state["random"]]
-    torch.set_rng_state(cpu)
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
+            own_part(parameter).copy_(own_part(weights[name]))
+    _restore_optimizer(optimizer, parameters, slots, state["optimizer"])
+    if world.rank < len(state["random"]):  # A process that joined keeps the state it began with.
+        _restore_random(state["random"][world.rank])
     fields = dict(state["counters"])
     for name in ("recent_losses", "early_losses"):
         fields[name] = tuple(fields[name])
     return Counters(**fields), best
+
+
+def _check_world(path: Path, held: World, world: World, other_world: OtherWorld) -> None:
+    """Raise `TrainingError` for a checkpoint whose processes were others than ours, unless it may be divided anew."""
+    if held.layout == world.layout and held.size == world.size:
+        return
+    if (held.layout == "sharded") != (world.layout == "sharded"):
+        raise TrainingError(
+            "the checkpoint holds weights of another kind of run",
+            where=str(path),
+            expected=f"weights {world.layout}",
+            found=f"weights {held.layout}",
+            hint="set train.parallel as it was, or remove the folder to start anew",
+        )
+    if other_world == "refuse":
+        raise TrainingError(
+            "the checkpoint was written by another number of processes",
+            where=str(path),
+            expected=f"{world.size} ({world.layout})",
+            found=f"{held.size} ({held.layout})",
+            hint="set train.parallel.processes as it was, or train.parallel.other_world to reshard",
+        )
+
+
+def _incomplete(path: Path, missing: str) -> TrainingError:
+    return TrainingError(
+        "this checkpoint cannot continue a run: it does not hold everything",
+        where=str(path),
+        expected=f"weights, optimizer and {STATE}",
+        found=f"no {missing}",
+        hint="remove the folder to start anew",
+    )
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _read_whole(
+    path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer_tensors: Sequence[str]
+) -> tuple[Tensors, Tensors]:
+    """Return weights, best ones included, and optimizer slots."""
+    for name in (WEIGHTS, OPTIMIZER):
+        if not (path / name).is_file():
+            raise _incomplete(path, name)
+    return load_file(path / WEIGHTS), load_file(path / OPTIMIZER)
+
+
+def _read_sharded(
+    path: Path, parameters: Mapping[str, torch.nn.Parameter], optimizer_tensors: Sequence[str]
+) -> tuple[Tensors, Tensors]:
+    """Return weights, best ones included, and optimizer slots, each as sliced as its parameter."""
+    shapes = shards.shapes_in(path) if (path / shards.FOLDER).is_dir() else {}
+    wanted = {name: parameter.detach() for name, parameter in parameters.items()}
+    if any(name.startswith(BEST_PREFIX) for name in shapes):
+        wanted |= {BEST_PREFIX + name: parameter.detach() for name, parameter in parameters.items()}
+    for key in optimizer_tensors:
+        parameter = parameters[key.rpartition("/")[0]].detach()
+        shape, dtype = shapes.get(OPTIMIZER_PREFIX + key, (None, None))
+        if shape is None:
+            raise _incomplete(path, OPTIMIZER_PREFIX + key)
+        wanted[OPTIMIZER_PREFIX + key] = (
+            parameter.to(dtype) if shape == parameter.shape else torch.empty(shape, dtype=dtype)
+        )
+    for name, tensor in wanted.items():
+        if name not in shapes or shapes[name][0] != tensor.shape:
+            raise _incomplete(path, name if name not in shapes else f"whole {name}: a file of shards is missing")
+    read = shards.read_shards(path, wanted)
+    slots = {key: read.pop(OPTIMIZER_PREFIX + key) for key in optimizer_tensors}
+    return read, slots
+
+
+def _restore_random(texts: Sequence[str]) -> None:
+    cpu, *cuda = [torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for text in texts]
+    torch.set_rng_state(cpu)
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(cuda)
 
 
 def _optimizer_state(
@@ -184,7 +310,7 @@ def _optimizer_state(
         for slot, value in state.items():
             key = f"{order[index]}/{slot}"
             if isinstance(value, torch.Tensor):
-                slots[key] = value.detach().cpu().contiguous().clone()
+                slots[key] = value
             else:
                 plain[key] = value
     return slots, plain

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tunesmith.errors import TrainingError
+from tunesmith.train.world import whole
 
 WINDOW = 8
 """Steps over which the loss is averaged before it is called diverging."""
@@ -58,7 +59,7 @@ def check_learned(parameters: Mapping[str, torch.nn.Parameter], initial: Mapping
     `initial` holds `fingerprint_of` each tensor before the first step.
     """
     for name, parameter in parameters.items():
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(whole(parameter.detach())).all()):
             raise TrainingError("a trained tensor holds NaN or infinity", where=name)
     still = [name for name, parameter in parameters.items() if fingerprint_of(parameter) == initial[name]]
     if still:
@@ -71,5 +72,5 @@ def check_learned(parameters: Mapping[str, torch.nn.Parameter], initial: Mapping
 
 def fingerprint_of(parameter: torch.Tensor) -> float:
     """Return a number that changes when a tensor does: its values weighted by their position."""
-    values = parameter.detach().double().flatten()
+    values = whole(parameter.detach()).double().flatten()
     return float(torch.dot(values, torch.linspace(1.0, 2.0, values.numel(), dtype=torch.float64, device=values.device)))

@@ -1,7 +1,7 @@
 """The training loop: one function, top to bottom.
 
-    for each step:  gradients of every pass / one global denominator -> clip -> optimizer -> checks -> log
-                    every so often: validation loss, best weights, early stopping, checkpoint
+    for each step:  gradients of every pass / one global denominator -> sum over processes -> clip -> optimizer
+                    checks -> log; every so often: validation loss, best weights, early stopping, checkpoint
 
 What lives here: the order of things. What does not: each thing. The loop is handed the pass that computes a loss, the
 examples, the optimizer and the schedule, and mutates the parameters it is given.
@@ -18,15 +18,25 @@ from typing import Protocol
 
 import torch
 
-from tunesmith.train.batches import DataOrder, FlatBatch, flatten, micro_batches
-from tunesmith.train.checkpoint import Counters, Identity, latest_checkpoint, load_checkpoint, save_checkpoint
+from tunesmith.train.batches import DataOrder, FlatBatch, divide, flatten, idle_batch, micro_batches
+from tunesmith.train.checkpoint import (
+    Counters,
+    Identity,
+    OtherWorld,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tunesmith.train.examples import ExampleTable
 from tunesmith.train.guards import WINDOW, check_divergence, check_learned, check_step, fingerprint_of
 from tunesmith.train.passes import LossPass
+from tunesmith.train.world import World, own_part, whole
 from tunesmith.types import JSON, Log
 
 CHECKPOINT_SECONDS = 60.0
 """At most this much work is lost to a crash, besides what a validation and its checkpoint cost."""
+
+ALONE = World()
 
 
 class Report(Protocol):
@@ -68,6 +78,8 @@ def run_training(
     identity: Identity,
     log: Log,
     report: Report,
+    world: World = ALONE,
+    other_world: OtherWorld = "refuse",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Result:
     """Train `parameters` of `model` in place and leave the best weights in it: lowest validation loss, else the last.
@@ -75,19 +87,30 @@ def run_training(
     `parameters` are what the optimizer changes; `publish()` carries them into the model where it holds rounded copies.
     Validation runs before the first step, every `eval_every` steps and after the last. `patience` is the number of
     validations without improvement after which the run stops; `None` never stops early.
+    Every process of `world` calls this with the same arguments and takes its share of each step; the first one writes
+    and reports.
     Metrics go line by line to `work/metrics.jsonl`. A run that was interrupted continues from the newest checkpoint in
     `work`, and ends with the same weights, bit for bit, as one that was not (same machine, same threads).
     Raises `TrainingError` for NaN, zero gradients, divergence, or a tensor that never moved.
     """
     device = next(iter(parameters.values())).device
     sharing = share_prefixes and loss_pass.shares_prefixes
-    metrics = _Metrics(work / "metrics.jsonl", log)
+    metrics = _Metrics(work / "metrics.jsonl" if world.leads else None, log)
 
     def passes_of(table: ExampleTable, examples: Sequence[int]) -> list[FlatBatch]:
-        groups = micro_batches(table, examples, max_tokens=max_tokens_per_batch, share_prefixes=sharing)
-        return [flatten(table, group, share_prefixes=sharing, device=device) for group in groups]
+        """Return the passes of this process's share of some examples."""
+        groups = [
+            micro_batches(table, share, max_tokens=max_tokens_per_batch, share_prefixes=sharing)
+            for share in divide(table, examples, parts=world.size)
+        ]
+        own = [flatten(table, group, share_prefixes=sharing, device=device) for group in groups[world.rank]]
+        if world.layout == "sharded":  # Weights are gathered pass by pass: all processes make equally many.
+            own += [idle_batch(table, device=device)] * (max(map(len, groups)) - len(own))
+        return own
 
     val_batches = passes_of(val, range(len(val))) if len(val) else []
+    num_supervised_each = train.num_supervised_each
+    val_weight = val.weight_of(range(len(val)))
 
     # -- begin, or continue ------------------------------------------------------------------------------------------
     initial = {name: fingerprint_of(parameter) for name, parameter in parameters.items()}
@@ -95,7 +118,14 @@ def run_training(
     best: dict[str, torch.Tensor] = {}
     newest = latest_checkpoint(work)
     if newest is not None:
-        counters, best = load_checkpoint(newest, parameters=parameters, optimizer=optimizer, identity=identity)
+        counters, best = load_checkpoint(
+            newest,
+            parameters=parameters,
+            optimizer=optimizer,
+            identity=identity,
+            world=world,
+            other_world=other_world,
+        )
         log("train_resumed", {"step": counters.step, "checkpoint": newest.name})
     resumed_from = None if newest is None else counters.step
     metrics.keep_until(-1 if newest is None else counters.step)
@@ -104,16 +134,16 @@ def run_training(
 
     def validate(counters: Counters) -> Counters:
         """Record the validation loss after `counters.step` steps, and the weights where it is the lowest so far."""
-        if not val_batches or counters.last_evaluated == counters.step:
+        if not len(val) or counters.last_evaluated == counters.step:
             return counters
         begin = time.perf_counter()
-        loss = evaluate_loss(model, loss_pass, val_batches)
+        loss = evaluate_loss(model, loss_pass, val_batches, denominator=val_weight, world=world)
         improved = counters.step > 0 and (counters.best_loss is None or loss < counters.best_loss)
         counters = replace(counters, last_evaluated=counters.step)
         if counters.step == 0:
             counters = replace(counters, first_loss=loss)
         elif improved:
-            best.update({name: parameter.detach().cpu().clone() for name, parameter in parameters.items()})
+            best.update({name: own_part(parameter.detach()).cpu().clone() for name, parameter in parameters.items()})
             counters = replace(counters, best_loss=loss, best_step=counters.step, evals_since_best=0)
         else:
             counters = replace(counters, evals_since_best=counters.evals_since_best + 1)
@@ -124,7 +154,13 @@ def run_training(
 
     def save(counters: Counters) -> None:
         save_checkpoint(
-            work, parameters=parameters, best=best, optimizer=optimizer, counters=counters, identity=identity
+            work,
+            parameters=parameters,
+            best=best,
+            optimizer=optimizer,
+            counters=counters,
+            identity=identity,
+            world=world,
         )
 
     counters = validate(counters)
@@ -144,19 +180,20 @@ def run_training(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
 
-        # One denominator for the step: the mean over its supervised tokens, however many passes they take.
+        # One denominator for the step: the mean over its supervised tokens, in however many passes and processes.
         denominator = train.weight_of(examples)
         optimizer.zero_grad(set_to_none=True)
         batches = passes_of(train, examples)
-        loss = 0.0
+        own_loss = 0.0
         for batch in batches:
-            share = loss_pass.loss(batch, denominator=denominator)
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += float(share.detach())
-        grad_norm = float(
-            torch.nn.utils.clip_grad_norm_(
-                parameters.values(), float("inf") if max_grad_norm is None else max_grad_norm
-            )
+            part = loss_pass.loss(batch, denominator=denominator)
+            part.backward()  # type: ignore[no-untyped-call]
+            own_loss += float(part.detach())
+        world.sum_gradients_(parameters.values())
+        limit = float("inf") if max_grad_norm is None else max_grad_norm
+        grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
+        loss, computed_tokens, num_passes = world.totals(
+            own_loss, sum(batch.num_rows for batch in batches), sum(1 for batch in batches if batch.num_tokens)
         )
         row_ids = [train.row_ids[index] for index in examples]
         check_step(step, loss=loss, grad_norm=grad_norm, row_ids=row_ids)
@@ -166,8 +203,8 @@ def run_training(
 
         # -- account -------------------------------------------------------------------------------------------------
         seconds = time.perf_counter() - begin
-        tokens = sum(batch.num_tokens for batch in batches)
-        supervised = sum(batch.num_supervised for batch in batches)
+        tokens = sum(train.length(index) for index in examples)
+        supervised = sum(int(num_supervised_each[index]) for index in examples)
         early = counters.early_losses if len(counters.early_losses) == WINDOW else (*counters.early_losses, loss)
         counters = replace(
             counters,
@@ -188,8 +225,8 @@ def run_training(
                 "grad_norm": grad_norm,
                 "tokens": tokens,
                 "supervised_tokens": supervised,
-                "computed_tokens": sum(batch.num_rows for batch in batches),
-                "passes": len(batches),
+                "computed_tokens": int(computed_tokens),
+                "passes": int(num_passes),
                 "seconds": seconds,
                 "tokens_per_second": tokens / seconds,
             }
@@ -211,7 +248,7 @@ def run_training(
         if evaluated:
             counters = validate(counters)
             out_of_patience = patience is not None and counters.evals_since_best >= patience
-        if evaluated or time.monotonic() - last_save >= checkpoint_seconds:
+        if world.agreed(evaluated or time.monotonic() - last_save >= checkpoint_seconds):
             save(counters)
             last_save = time.monotonic()
 
@@ -221,7 +258,7 @@ def run_training(
     if best:
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(best[name])
+                own_part(parameter).copy_(best[name])
         publish()
         loss_pass.refresh_()
     model.eval()
@@ -234,25 +271,38 @@ def run_training(
     )
 
 
-def evaluate_loss(model: torch.nn.Module, loss_pass: LossPass, batches: Sequence[FlatBatch]) -> float:
-    """Return the mean negative log-likelihood over all supervised tokens, weighted; one batch in memory at a time."""
+def evaluate_loss(
+    model: torch.nn.Module,
+    loss_pass: LossPass,
+    batches: Sequence[FlatBatch],
+    *,
+    denominator: float,
+    world: World = ALONE,
+) -> float:
+    """Return the mean negative log-likelihood over all supervised tokens, weighted; one batch in memory at a time.
+
+    `batches` are this process's share, `denominator` the sum of the loss weights of everybody's.
+    """
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        total = sum(float(loss_pass.loss(batch, denominator=1.0)) for batch in batches)
+        (total,) = world.totals(sum(float(loss_pass.loss(batch, denominator=1.0)) for batch in batches))
     model.train(was_training)
-    return total / float(sum(batch.weights.double().sum() for batch in batches))
+    return total / denominator
 
 
 class _Metrics:
     """`metrics.jsonl`: one line for each step and validation, cut back to the checkpoint when a run resumes."""
 
-    def __init__(self, path: Path, log: Log) -> None:
+    def __init__(self, path: Path | None, log: Log) -> None:
+        """`path` is `None` in a process that writes nothing."""
         self.path = path
         self.log = log
 
     def keep_until(self, step: int) -> None:
         """Drop what an interrupted run wrote after `step`."""
+        if self.path is None:
+            return
         kept = []
         if self.path.is_file():
             for line in self.path.read_text("utf-8").splitlines(keepends=True):
@@ -263,6 +313,8 @@ class _Metrics:
 
     def write(self, record: Mapping[str, JSON]) -> None:
         """Append one record."""
+        if self.path is None:
+            return
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
         self.log("train_eval" if "val_loss" in record else "train_step", record)

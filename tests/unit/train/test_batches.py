@@ -7,7 +7,9 @@ from tunesmith.train.batches import (
     StepPlan,
     _prefix_groups,
     count_steps,
+    divide,
     flatten,
+    idle_batch,
     micro_batches,
     shared_tokens,
 )
@@ -126,3 +128,26 @@ def test_steps_count_the_ragged_one_and_a_fraction_of_an_epoch():
     assert count_steps(10, batch_size=4, num_epochs=2, max_steps=None) == 6
     assert count_steps(10, batch_size=4, num_epochs=0.5, max_steps=None) == 2
     assert count_steps(10, batch_size=4, num_epochs=2, max_steps=5) == 5
+
+
+@given(tables(), st.integers(1, 5))
+def test_processes_divide_a_step_without_losing_or_doubling_an_example(table, parts):
+    shares = divide(table, range(len(table)), parts=parts)
+    assert len(shares) == parts
+    assert sorted(index for share in shares for index in share) == list(range(len(table)))
+    tokens = [sum(table.length(index) for index in share) for share in shares]
+    # Any share's last example went to the process that had least: none is ahead of another by more than one example.
+    assert max(tokens) - min(tokens) <= table.lengths.max()
+
+
+def test_a_step_with_fewer_examples_than_processes_leaves_the_last_without():
+    table = table_of([Example(row_id=name, ids=(1, 2), weights=(0.0, 1.0)) for name in "ab"])
+    assert divide(table, [0, 1], parts=4) == [[0], [1], [], []]
+
+
+def test_an_idle_pass_scores_nothing_and_counts_nothing():
+    rows = [("long", (1, 2, 3, 4), (0.0, 1.0, 1.0, 1.0)), ("short", (5, 6), (0.0, 1.0))]
+    batch = idle_batch(table_of([Example(row_id=name, ids=ids, weights=weights) for name, ids, weights in rows]))
+    assert batch.ids.tolist() == [5, 6]
+    assert batch.weights.tolist() == [0.0]
+    assert (batch.num_tokens, batch.num_supervised, batch.row_ids) == (0, 0, ())

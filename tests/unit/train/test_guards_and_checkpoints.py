@@ -10,6 +10,7 @@ from tunesmith.train import checkpoint as checkpoint_module
 from tunesmith.train.checkpoint import Counters, Identity, latest_checkpoint, load_checkpoint, save_checkpoint
 from tunesmith.train.guards import check_divergence, check_learned, check_step, fingerprint_of
 from tunesmith.train.optim import adamw, parameter_groups
+from tunesmith.train.world import World
 
 IDENTITY = Identity(data="d", settings="s")
 
@@ -75,6 +76,41 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, other, named):
     )
     with pytest.raises(TrainingError, match=named):
         load_checkpoint(path, parameters=parameters, optimizer=optimizer, identity=other)
+
+
+@pytest.mark.parametrize(
+    ("world", "said"),
+    [
+        (World(layout="replicated", size=2), "another number of processes"),
+        (World(layout="sharded", size=2), "another kind of run"),
+    ],
+)
+def test_a_checkpoint_of_another_world_is_refused(tmp_path, world, said):
+    parameters, optimizer = small_run(1)
+    path = save_checkpoint(
+        tmp_path, parameters=parameters, best={}, optimizer=optimizer, counters=Counters(step=1), identity=IDENTITY
+    )
+    with pytest.raises(TrainingError, match=said):
+        load_checkpoint(path, parameters=parameters, optimizer=optimizer, identity=IDENTITY, world=world)
+
+
+def test_a_checkpoint_is_divided_anew_where_the_recipe_says_so(tmp_path):
+    parameters, optimizer = small_run(2)
+    path = save_checkpoint(
+        tmp_path, parameters=parameters, best={}, optimizer=optimizer, counters=Counters(step=2), identity=IDENTITY
+    )
+    others, other_optimizer = small_run(0, seed=9)
+    world = World(layout="replicated", rank=1, size=2)
+    load_checkpoint(
+        path,
+        parameters=others,
+        optimizer=other_optimizer,
+        identity=IDENTITY,
+        world=world,
+        other_world="reshard",
+    )
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, others[name])
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):

@@ -1,0 +1,67 @@
+"""Tensors of a sharded run on disk: every process writes the slices it holds, any number of processes reads them.
+
+    shards/shard-00001-model-00001-of-00001.safetensors    slices of the first process, with their offsets
+    shards/shard-00002-model-00001-of-00001.safetensors
+
+What lives here: torch's distributed checkpoint (DCP) in its safetensors form, which holds no pickles. What does not:
+what a checkpoint consists of and when it is complete (`train.checkpoint`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+FOLDER = "shards"
+
+
+def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write the slices of sharded tensors, and whole ones once. Every process calls this with the same names."""
+    _quieten()
+    writer = HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
+    save(dict(tensors), storage_writer=writer)
+
+
+def read_shards(folder: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors by name, sliced as those of `like` are. Every process calls this with the same names."""
+    _quieten()
+    tensors = {name: torch.empty_like(tensor) for name, tensor in like.items()}
+    load(tensors, storage_reader=HuggingFaceStorageReader(str(folder / FOLDER)))
+    return tensors
+
+
+def shapes_in(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return shape and number format of every tensor in the files; a missing file shows as a smaller shape."""
+    held = HuggingFaceStorageReader(str(folder / FOLDER)).read_metadata().state_dict_metadata
+    return {
+        name: (entry.size, entry.properties.dtype)
+        for name, entry in held.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def sliced_as(parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return the sharded tensor of which `own` is this process's slice, shaped as `parameter`."""
+    if not isinstance(parameter, DTensor):
+        return own
+    return DTensor.from_local(
+        own.to(parameter.to_local().device),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def _quieten() -> None:
+    """DCP warns of every planner it chooses itself."""
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
