@@ -10,7 +10,7 @@ VERDICT = {"criterion": "schema_adherence >= 0.9", "observed": 0.5, "explanation
 
 def road(gates):
     return Road(
-        summaries={}, results=None, attacks=None, tasks=None, samples=[], gates=gates, proof=None, contract=None, metrics=[],
+        summaries={}, results=None, attacks=None, tasks={}, samples=[], gates=gates, proof=None, contract=None, metrics=[],
         monitoring=None,
     )  # fmt: skip
 

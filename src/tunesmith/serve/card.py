@@ -34,7 +34,8 @@ class CardFacts:
     evaluation: Mapping[str, Any]
     """`results.json` of the evaluation."""
     hardening: Mapping[str, Any] | None
-    benchmark: Mapping[str, Any] | None
+    tasks: Mapping[str, Mapping[str, Any]]
+    """Heading -> `results.json` of questions that are not the held-out rows."""
     verdicts: Sequence[Mapping[str, JSON]]
     promotable: bool
     reason: str
@@ -56,7 +57,7 @@ def model_card(facts: CardFacts) -> str:
         _evaluation(facts),
         _gates(facts),
         _hardening(facts),
-        _benchmark(facts),
+        _tasks(facts),
         _data(facts),
         _training(facts),
     )
@@ -210,17 +211,13 @@ def _hardening(facts: CardFacts) -> list[str]:
     return ["## Safety and general ability", "", lead, "", *_metric_table(facts.hardening)]
 
 
-def _benchmark(facts: CardFacts) -> list[str]:
-    if facts.benchmark is None:
-        return []
-    tasks = ", ".join(f"{name} ({task['n']})" for name, task in facts.benchmark["tasks"].items())
-    return [
-        "## Tasks",
-        "",
-        f"Questions of {tasks}, base and tuned asked the same.",
-        "",
-        *_metric_table(facts.benchmark),
-    ]
+def _tasks(facts: CardFacts) -> list[str]:
+    lines = []
+    for title, results in facts.tasks.items():
+        asked = ", ".join(f"{name} ({task['n']})" for name, task in results["tasks"].items())
+        lines += [f"## {title}", "", f"Questions of {asked}, base and tuned asked the same.", ""]
+        lines += _metric_table(results)
+    return lines
 
 
 def _data(facts: CardFacts) -> list[str]:

@@ -48,6 +48,7 @@ class BundleInputs(Inputs):
     evaluation: Artifact = role("evaluation", table="evaluate")
     hardening: Artifact | None = role("evaluation", table="harden", optional=True)
     benchmark: Artifact | None = role("evaluation", table="benchmark", optional=True)
+    lm_eval: Artifact | None = role("evaluation", table="lm_eval", optional=True)
 
 
 class BundleSpec(Spec):
@@ -106,8 +107,7 @@ def bundle(inputs: BundleInputs, spec: BundleSpec, ctx: Context) -> Summary:
     contract = load_contract(inputs.contract.path)
     results = _results(inputs.evaluation)
     hardening = None if inputs.hardening is None else _results(inputs.hardening)
-    benchmark = None if inputs.benchmark is None else _results(inputs.benchmark)
-    reports = [report for report in (results, hardening, benchmark) if report is not None]
+    reports = [report for report in (results, hardening, *_task_results(inputs).values()) if report is not None]
     for report in reports:
         _check_same(report, inputs, contract)
     verdicts = check_criteria(contract.criteria, reports)
@@ -166,6 +166,12 @@ def _results(evaluation: Artifact) -> dict[str, Any]:
     return results
 
 
+def _task_results(inputs: BundleInputs) -> dict[str, dict[str, Any]]:
+    """Return heading -> results of what was asked besides the held-out rows and the attacks."""
+    found = {"Tasks": inputs.benchmark, "Tasks of lm-evaluation-harness": inputs.lm_eval}
+    return {title: _results(artifact) for title, artifact in found.items() if artifact is not None}
+
+
 def _check_same(report: Mapping[str, Any], inputs: BundleInputs, contract: Contract) -> None:
     """Refuse figures that were measured of something else than what is bundled."""
     measured = report["fingerprints"]
@@ -179,7 +185,7 @@ def _check_same(report: Mapping[str, Any], inputs: BundleInputs, contract: Contr
                 f"the evaluation measured another {what} than the one that is bundled",
                 expected=f"{what} {bundled[:12]}",
                 found=f"{what} {str(found)[:12]}" if found else f"no {what}: the base alone was measured",
-                hint="wire evaluate, harden, benchmark and bundle to the same tables in the recipe",
+                hint="wire evaluate, harden, benchmark, lm_eval and bundle to the same tables in the recipe",
             )
 
 
@@ -284,7 +290,7 @@ def _card_facts(
         output_schema=contract.output_schema,
         evaluation=_results(inputs.evaluation),
         hardening=None if inputs.hardening is None else _results(inputs.hardening),
-        benchmark=None if inputs.benchmark is None else _results(inputs.benchmark),
+        tasks=_task_results(inputs),
         verdicts=gates["verdicts"],
         promotable=gates["promotable"],
         reason=gates["reason"],

@@ -25,6 +25,7 @@ class ReportInputs(Inputs):
     evaluation: Artifact | None = role("evaluation", table="evaluate", optional=True)
     hardening: Artifact | None = role("evaluation", table="harden", optional=True)
     benchmark: Artifact | None = role("evaluation", table="benchmark", optional=True)
+    lm_eval: Artifact | None = role("evaluation", table="lm_eval", optional=True)
     bundle: Artifact | None = role("bundle", table="bundle", optional=True)
     traces: Artifact | None = role("traces", table="rehearse", optional=True)
     monitoring: Artifact | None = role("report", table="monitor", optional=True)
@@ -40,7 +41,7 @@ class ReportSpec(Spec):
     """How many answers to show side by side."""
 
 
-@stage(name="report", version=1, produces="report")
+@stage(name="report", version=2, produces="report")
 def report(inputs: ReportInputs, spec: ReportSpec, ctx: Context) -> Summary:
     """Write `report.html`, self-contained, and `report.json` with its figures."""
     from tunesmith.stages.road import Road, road_page, verdict_of
@@ -53,7 +54,11 @@ def report(inputs: ReportInputs, spec: ReportSpec, ctx: Context) -> Summary:
         },
         results=_read(inputs.evaluation, "results.json"),
         attacks=_read(inputs.hardening, "results.json"),
-        tasks=_read(inputs.benchmark, "results.json"),
+        tasks={
+            title: _read(artifact, "results.json")
+            for title, artifact in (("Tasks", inputs.benchmark), ("lm-evaluation-harness", inputs.lm_eval))
+            if artifact is not None
+        },
         samples=(_read(inputs.evaluation, "samples.json") or {}).get("samples", [])[: spec.samples],
         gates=_read(inputs.bundle, "gates.json"),
         proof=_read(inputs.splits, "split_proof.json"),

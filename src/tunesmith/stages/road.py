@@ -42,7 +42,8 @@ class Road:
     summaries: Mapping[str, Mapping[str, Any]]
     results: Mapping[str, Any] | None
     attacks: Mapping[str, Any] | None
-    tasks: Mapping[str, Any] | None
+    tasks: Mapping[str, Mapping[str, Any]]
+    """Heading -> results of questions that are not the held-out rows."""
     samples: Sequence[Mapping[str, Any]]
     gates: Mapping[str, Any] | None
     proof: Mapping[str, Any] | None
@@ -88,7 +89,7 @@ def road_page(title: str, road: Road) -> str:
         *_training_section(road),
         *_evaluation_sections(road),
         *_attack_section(road),
-        *_task_section(road),
+        *_task_sections(road),
         *_production_section(road),
         *_contract_section(road),
     ]
@@ -105,10 +106,20 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def _with_interval(estimate: Mapping[str, Any]) -> str:
+def _plain_number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _is_share(*estimates: Mapping[str, Any]) -> bool:
+    """Whether figures are shares, shown in percent; a loss in nats or a BLEU of 0 to 100 is not."""
+    return all(0 <= estimate["value"] <= 1 for estimate in estimates)
+
+
+def _with_interval(estimate: Mapping[str, Any], *, share: bool) -> str:
+    show = _percent if share else _plain_number
     if estimate["low"] is None:
-        return _percent(estimate["value"])
-    return f"{_percent(estimate['value'])}  [{_percent(estimate['low'])}, {_percent(estimate['high'])}]"
+        return show(estimate["value"])
+    return f"{show(estimate['value'])}  [{show(estimate['low'])}, {show(estimate['high'])}]"
 
 
 def _verdict_section(road: Road) -> list[Section]:
@@ -239,21 +250,23 @@ def _comparison_table(results: Mapping[str, Any], metrics: Sequence[str]) -> Mar
     systems = results["systems"]
     rows: list[list[Cell]] = []
     for metric in metrics:
-        row: list[Cell] = [_words(metric), *(Number(_with_interval(results[s][metric])) for s in systems)]
-        paired = results["paired"].get(metric)
-        row.append(Number(_difference(paired)))
+        share = _is_share(*(results[system][metric] for system in systems))
+        row: list[Cell] = [_words(metric), *(Number(_with_interval(results[s][metric], share=share)) for s in systems)]
+        row.append(Number(_difference(results["paired"].get(metric), share=share)))
         row.append(results["better"].get(metric, ""))
         rows.append(row)
     return table(["metric", *systems, "difference", "better"], rows)
 
 
-def _difference(paired: Mapping[str, Any] | None) -> str:
+def _difference(paired: Mapping[str, Any] | None, *, share: bool) -> str:
+    """Return a paired difference, in percentage points where the figures are shares."""
     if paired is None:
         return "–"
-    points = f"{100 * paired['difference']:+.1f}"
+    scale, digits = (100, 1) if share else (1, 3)
+    points = f"{scale * paired['difference']:+.{digits}f}"
     if paired["low"] is None:
         return points
-    interval = f"{points}  [{100 * paired['low']:+.1f}, {100 * paired['high']:+.1f}]"
+    interval = f"{points}  [{scale * paired['low']:+.{digits}f}, {scale * paired['high']:+.{digits}f}]"
     return interval if paired["resolved"] else f"{interval}  not resolved with n={paired['n']}"
 
 
@@ -263,8 +276,7 @@ def _slice_table(results: Mapping[str, Any], values: Mapping[str, Any]) -> Marku
     rows: list[list[Cell]] = []
     for value, entry in values.items():
         cells = [
-            Number(_with_interval(entry[s][metric]) if metric is not None and metric in entry.get(s, {}) else "–")
-            for s in systems
+            Number(_with_interval(entry[s][metric], share=True) if metric in entry.get(s, {}) else "–") for s in systems
         ]
         rows.append([str(value), Number(str(entry["n"])), *cells])
     return table(["", "n", *(f"{_words(metric or '')}, {s}" for s in systems)], rows)
@@ -284,13 +296,13 @@ def _sample(sample: Mapping[str, Any]) -> Markup:
     )
 
 
-def _task_section(road: Road) -> list[Section]:
-    results = road.tasks
-    if results is None:
-        return []
-    asked = ", ".join(f"{task['n']} of {name}" for name, task in results["tasks"].items())
-    metrics = [m for m in results["base"] if m in results.get("tuned", results["base"])]
-    return [Section("Tasks", [lead(f"Questions: {asked}."), _comparison_table(results, metrics)])]
+def _task_sections(road: Road) -> list[Section]:
+    sections = []
+    for title, results in road.tasks.items():
+        asked = ", ".join(f"{task['n']} of {name}" for name, task in results["tasks"].items())
+        metrics = [m for m in results["base"] if m in results.get("tuned", results["base"])]
+        sections.append(Section(title, [lead(f"Questions: {asked}."), _comparison_table(results, metrics)]))
+    return sections
 
 
 def _attack_section(road: Road) -> list[Section]:
@@ -304,7 +316,11 @@ def _attack_section(road: Road) -> list[Section]:
         rows: list[list[Cell]] = []
         for family, entry in families.items():
             cells = [
-                Number(_with_interval(entry[s]["attack_success"]) if "attack_success" in entry.get(s, {}) else "–")
+                Number(
+                    _with_interval(entry[s]["attack_success"], share=True)
+                    if "attack_success" in entry.get(s, {})
+                    else "–"
+                )
                 for s in results["systems"]
             ]
             rows.append([family, Number(str(entry["n"])), *cells])

@@ -195,3 +195,18 @@ def world(tmp_path_factory) -> World:
 def make_contract():
     """`make_contract(root, base, **settings) -> Artifact`."""
     return write_contract
+
+
+@pytest.fixture
+def stage_context(tmp_path) -> Context:
+    """Circumstances of a stage that is called as a function."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "work").mkdir()
+    return Context(
+        out=tmp_path / "out",
+        work=tmp_path / "work",
+        log=ignore,
+        progress=lambda *a, **k: None,
+        workers=1,
+        device="cpu",
+    )
