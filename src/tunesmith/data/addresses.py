@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from tunesmith.data.patterns import Fit, Pattern, whole
+from tunesmith.data.matching import Fit, Pattern, whole
 
 _STREET_AFTER = (
     "street|st|avenue|ave|road|rd|boulevard|blvd|lane|ln|drive|dr|court|ct|place|pl|square|sq|terrace|way|parkway|pkwy"

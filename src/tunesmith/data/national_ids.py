@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 
 from tunesmith.data import checksums as c
-from tunesmith.data.patterns import Fit, Pattern, before, compact, where, whole
+from tunesmith.data.matching import Fit, Pattern, before, compact, where, whole
 
 _ID_WORD = re.compile(
     r"\b(?:ssn|itin|social (?:security|insurance)|tax (?:id\w*|number|no\b|file|payer)|taxpayer|nino|nhs|dni|nie|nif"
@@ -24,6 +24,7 @@ _ID_WORD = re.compile(
     r"|(?:insurance|patient) (?:id|number|no)\b"
     r"|henkil\w*|nric|id card|(?:personal|citizen|resident|roc) (?:id|number|code)|id (?:number|no\.?)"
     r"|tfn|medicare|ahv|pps|ppsn|rodn[ée]|cnp|egn|oib|curp|cuit|cuil|kimlik|teudat|my ?number|hkid|thai id"
+    r"|idnr|my social|s\.s\.n|s\.i\.n|t\.f\.n|b\.s\.n|d\.n\.i|n\.i\.[efn]"
     r"|permanent account|personalausweis\w*|reisepass\w*|(?-i:SIN|FIN|AVS|RFC|RUT|PAN))\b",
     re.IGNORECASE,
 )
@@ -89,6 +90,10 @@ def _korean(match: re.Match[str]) -> bool:
     return dated and (c.rrn_holds(digits) or before(match, _ID_WORD, _ID_WORD_CHARS))
 
 
+def _verhoeff(match: re.Match[str]) -> bool:
+    return c.verhoeff_holds(compact(match))
+
+
 def _pattern(regex: str, fit: Fit, *, digits: int) -> Pattern:
     return Pattern(kind="NATIONAL_ID", regex=re.compile(regex, re.IGNORECASE), fit=fit, digits=digits)
 
@@ -141,6 +146,7 @@ _NAMED = (
     _pattern(r"(?<![\d.-])\d{4}\.\d{2}\.\d{3}(?![\d-])", _named(c.bsn_holds), digits=9),
     _pattern(r"(?<![\d-])\d{6}-\d{4}(?![\d-])", _named(_date_of), digits=10),  # Danish CPR
     _pattern(r"(?<![\d.,-])\d(?:[ -]?\d){8,12}(?![\d-]|[.,]\d)", _named(_has_a_scheme), digits=9),
+    _pattern(r"(?<!\w)(?-i:UID)\W{1,3}(?P<value>[2-9]\d{11})(?!\d)", where(_verhoeff), digits=12),  # Aadhaar
     _pattern(
         r"\b(?:ssn|social security(?: number| no\.?)?|(?:tax(?:payer)?|national) id(?:entification|entity)?(?: card)?"
         r"(?: number)?|passport(?: number| no\.?)?|driv(?:er'?s?|ing) ?licen[cs]e(?: number| no\.?)?"

@@ -12,8 +12,8 @@ import re
 
 from tunesmith.data import checksums
 from tunesmith.data.addresses import ADDRESSES
+from tunesmith.data.matching import Pattern, before, compact, where, whole
 from tunesmith.data.national_ids import NATIONAL_IDS
-from tunesmith.data.patterns import Pattern, before, compact, where, whole
 from tunesmith.data.phones import PHONES
 
 _BRANDS = re.compile(
@@ -66,8 +66,12 @@ _NO_HOST = re.compile(
     r"|pip install\b[^\n]*)\W*$",
     re.IGNORECASE,
 )
-_KNOWN_HOSTS = {"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "1.2.3.4", "4.3.2.1", "5.6.7.8"}
-"""Public name servers, and what examples count up."""
+_KNOWN_HOSTS = {"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "1.2.3.4", "4.3.2.1", "5.6.7.8"} | {
+    "192.168.0.1",
+    "192.168.1.1",
+    "10.0.0.1",
+}
+"""Public name servers, what examples count up, and the router of every home."""
 
 
 def _ipv4(match: re.Match[str]) -> bool:
@@ -102,10 +106,21 @@ def _mac(match: re.Match[str]) -> bool:
 _SHELL = re.compile(r"\b(?:ssh|scp|sftp|rsync|sshfs|mosh|ssh-copy-id|git)\b[^\n]{0,60}$")
 
 
+_NOBODY = re.compile(
+    r"(?:user|username|you|your[._-]?(?:name|email|mail)|name|someone|somebody|email|e-mail|mail|me|foo|bar|test"
+    r"|first[._]?name[._-]?(?:last[._]?name)?|jane[._]?doe|john[._]?doe|noreply|no-reply|admin|info|support|contact)\d{0,3}"
+    r"@(?:example|domain|yourdomain|your-domain|mydomain|company|yourcompany|email|test)\.(?:com|org|net|io|test)",
+    re.IGNORECASE,
+)
+"""Mailboxes of manuals (RFC 2606 and its imitators): a word for a role at a word for a domain."""
+
+
 def _mail(match: re.Match[str]) -> bool:
     """A mailbox: no account at a host, as `ssh user@host.example` and `scp x user@host.example:/tmp` write it."""
     path = re.compile(r":[~/\w.]").match(match.string, match.end())
-    return path is None and not match.group().startswith("git@") and not before(match, _SHELL, 64)
+    if path is not None or match.group().startswith("git@") or _NOBODY.fullmatch(match.group()):
+        return False
+    return not before(match, _SHELL, 64)
 
 
 PERSONAL: tuple[Pattern, ...] = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from tunesmith.data.patterns import Pattern
+from tunesmith.data.matching import Pattern, left_of
 
 _WORD = re.compile(
     r"(?:\bph(?:one)?|\btel(?:ephone)?|\bcell(?:ulare|phone)?|\bmobile?|\bcall(?:ing|ed|s)?|\bring"
@@ -68,7 +68,7 @@ def _is_phone(match: re.Match[str]) -> bool:
     if text.startswith("+"):
         most = 15 if re.search(r"[ ()./-]", text) else 13
         return 8 <= len(digits) <= most and not _DIGITS_WITH_SIGN.fullmatch(text)
-    left = match.string[max(0, match.start() - _WORD_CHARS) : match.start()]
+    left = left_of(match, _WORD_CHARS)
     if _OTHER_NUMBER.search(left):
         return False
     if _EXIT_CODE.match(text):

@@ -13,7 +13,7 @@ import math
 import re
 from collections import Counter
 
-from tunesmith.data.patterns import Pattern, where, whole
+from tunesmith.data.matching import Pattern, where, whole
 
 MIN_ENTROPY = 3.0
 """Bits a character of a value that counts as random: English words of 20 letters and more stay below it."""
@@ -78,7 +78,7 @@ def _is_key(match: re.Match[str]) -> bool:
     body = value[8:]
     return (
         len(set(body.lower())) >= 4
-        and "your" not in value.lower()
+        and not any(word in value.lower() for word in ("your", "example"))
         and any(c.isdigit() or c.isupper() for c in value[3:])
     )
 
@@ -145,9 +145,9 @@ SECRETS: tuple[Pattern, ...] = (
     Pattern(
         kind="PRIVATE_KEY",
         regex=re.compile(
-            r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----.*?"
-            r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z)",
-            re.DOTALL,
+            r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+            r"(?:(?s:.){0,16384}?-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+            r"|(?:(?:\s|\\n)*[\w-]+: [^\n\\\"]*)*(?:[A-Za-z0-9+/=\s]|\\[nr])*)"
         ),
         fit=whole,
         hints=("private key",),
@@ -162,9 +162,16 @@ SECRETS: tuple[Pattern, ...] = (
         kind="API_KEY", regex=re.compile(rf"(?<![A-Za-z0-9_])(?:{_VENDOR_KEYS})(?![A-Za-z0-9])"), fit=where(_is_key)
     ),
     Pattern(
+        kind="API_KEY",
+        regex=re.compile(r"(?<=/bot)\d{8,10}:[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
+        fit=whole,
+        hints=("/bot",),
+        digits=8,
+    ),  # Telegram, in the address of its API
+    Pattern(
         kind="URL_PASSWORD",
         regex=re.compile(
-            r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{0,64}:(?P<value>[^\s/@]{3,64})@(?=[^\s/])", re.IGNORECASE
+            r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"']{0,64}:(?P<value>[^\s/@\"'`<>{}\\]{3,64})@(?=[^\s/])", re.IGNORECASE
         ),
         fit=where(lambda match: not _is_placeholder(_value(match))),
         hints=("://",),
@@ -173,11 +180,12 @@ SECRETS: tuple[Pattern, ...] = (
         kind="SECRET",
         regex=re.compile(
             r"(?i:\b(?:api|access|auth|authorization|client|secret|private|encryption|signing|bearer|session|refresh"
-            r"|account|storage|webhook|app)[ _-]?(?:key|token|secret)s?|\bsecret|\btoken|\bbearer|_key|_token|_secret)"
+            r"|account|storage|webhook|app)[ _-]?(?:key|token|secret)s?|\bsecret|\btoken|\bbearer"
+            r"|(?<!public)(?:_key|_token|_secret|(?-i:(?<=[a-z])(?:Key|Token|Secret)))|\bsession[ _-]?id|[?&]sig)"
             r"[\"']?(?: is| was)?\s{0,2}(?:[:=]|=>|\s)\s{0,2}[\"'`]?(?P<value>[A-Za-z0-9+/_.~-]{16,}={0,2})"
         ),
         fit=where(_is_random),
-        hints=("key", "token", "secret", "bearer"),
+        hints=("key", "token", "secret", "bearer", "session", "sig="),
         digits=1,
     ),
     Pattern(
@@ -200,21 +208,34 @@ SECRETS: tuple[Pattern, ...] = (
         kind="PASSWORD",
         regex=re.compile(
             r"(?i:(?:passwor[dt]|passwd|passphrase|pwd|passcode|kennwort|contrase(?:ñ|n)a|mot de passe|senha|wachtwoord"
-            r"|l[öo]senord|has[łl]o|парол\w|密码))[\"']?(?: \([^)]{1,20}\))?"
+            r"|l[öo]senord|has[łl]o|парол\w|密码|(?:client|app|consumer|shared)[ _-]?secret))[\"']?(?: \([^)]{1,20}\))?"
+            r"(?: (?:for|on|of) [\w@.' -]{1,40}?(?= is | was |:))?"
             r"(?:(?: is| was| to| lautet| ist| est| es)\s{0,2}:?|\s{0,2}[:=：]|\s?=>|(?<=--password) )"
             r"\s{0,2}[\"'`]?(?P<value>[^\s\"'`,;<>]{6,64})"
         ),
         fit=_password,
-        hints=("passw", "passphrase", "pwd", "passcode", "contrase", "kennwort", "passe", *_FOREIGN_PASSWORDS),
+        hints=(
+            *("passw", "passphrase", "pwd", "passcode", "contrase", "kennwort", "passe", "secret", *_FOREIGN_PASSWORDS),
+        ),
+    ),
+    Pattern(
+        kind="PASSWORD",
+        regex=re.compile(
+            r"(?i:<(?:[\w.-]{1,40}[:.])?\w{0,20}(?:password|passwd|pwd|secret)>|\bidentified by [\"'])"
+            r"(?P<value>[^\s<\"']{6,64})(?=</|[\"'])"
+        ),
+        fit=_password,
+        hints=("password>", "passwd>", "pwd>", "secret>", "identified by"),
     ),
     Pattern(
         kind="PASSWORD",
         regex=re.compile(
             r"(?i:\b(?:pw|pass)(?: is |\s?[:=] ?)|\bcurl\b[^\n]{0,80}? (?:-u|--user)[ =][\"']?[^\s:\"']{1,40}:"
-            r"|\bsshpass -p ?|\bmysql(?:dump)?\b[^\n]{0,60}? -p)[\"']?(?P<value>[^\s\"'`,;<>]{6,64})"
+            r"|\bsshpass -p ?|\bmysql(?:dump)?\b[^\n]{0,60}? -p|\bredis-cli\b[^\n]{0,60}? -a "
+            r"|\blogin \S{1,40} password |\bdocker login\b[^\n]{0,60}? -p )[\"']?(?P<value>[^\s\"'`,;<>]{6,64})"
         ),
         fit=_strange_password,
-        hints=("pw", "pass", "curl", "mysql"),
+        hints=("pw", "pass", "curl", "mysql", "redis-cli", "docker login"),
         digits=1,
     ),
 )

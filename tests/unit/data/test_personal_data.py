@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunesmith.data import checksums
 from tunesmith.data.canaries import canaries, measured_recall
-from tunesmith.data.patterns import all_patterns, find
+from tunesmith.data.patterns import PATTERNS, find
 from tunesmith.data.redact import masked, redact_row
 from tunesmith.types import Conversation, Message, Provenance, Row, ToolCall
 
@@ -50,6 +50,18 @@ FOUND = [
     ("SECRET", "Authorization: Basic {}", ["YW5uOlRyMHViNGRvcjM="]),
     ("SECRET", "our key is {}", ["6DtWpAgo9MGPPGwjbhzaPuot"]),
     ("IBAN", "the debit from {} pay for the plan", ["GB16 TEST 2153 6001 9241 17"]),
+    ("PASSWORD", "<db.password>{}</db.password>", ["Tr0ub4dor3"]),
+    ("PASSWORD", "CREATE USER jo IDENTIFIED BY '{}';", ["Tr0ub4dor3"]),
+    ("PASSWORD", "the password for the admin account is {}", ["Tr0ub4dor3"]),
+    ("PASSWORD", "docker login -u jo -p {} reg.example", ["Tr0ub4dor3"]),
+    ("PASSWORD", "redis-cli -h x -a {} ping", ["Tr0ub4dor3"]),
+    ("PASSWORD", 'client_secret: "{}"', ["Tr0ub4dor3"]),
+    ("SECRET", 'secretAccessKey: "{}"', ["AgMgnUvGMrrT0LjL4MPGGJESZ1mckKJhn5/i32fD"]),
+    ("SECRET", "Cookie: sessionid={}", ["38afes7a8wq9zk2m4n6b8v0c1x3z5l7k"]),
+    ("API_KEY", "https://api.telegram.org/bot{}/getMe", ["7200210579:AAd6kSE6gK0VOs_XGjB4Q5tQP5kB6JnlbHZ"]),
+    ("NATIONAL_ID", "IdNr. {} is new", ["86095742719"]),
+    ("NATIONAL_ID", "my S.I.N. is {} here", ["046 454 286"]),
+    ("CARD", "card_number: {}", ["4222222222222"]),
     ("URL_PASSWORD", "redis://:{}@cache:6379/0", ["hunter22"]),
     ("URL_PASSWORD", "postgres://admin:{}@db.internal/x", ["s3cr3tpw"]),
 ]  # fmt: skip
@@ -189,6 +201,10 @@ CLEAN = [
     "Via 3 Roma stops; Via Roma tours 15 percent; rue the day 12 times; Place 3 tiles; Plaza 2",
     "batch 667-18-8148 and part no. 6186-6029-1094, case 355607/0342, reference DHDPW9376L",
     "Order 7790 8123 8955 and tracking 25 1988 1607 9464 9569 5189; membership 526 62 8510.",
+    "Write to user@example.com, name@domain.com or your.name@company.com, says the manual.",
+    "The router answers at 192.168.0.1 or 192.168.1.1, the key AKIAIOSFODNN7EXAMPLE is AWS's own example.",
+    'publicKey: "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA1" and ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABgQC7',
+    "The password for the account is incorrect; the password on file was wrong.",
     "<EMAIL_1> wrote to <PHONE_1> from <IP_ADDRESS_2>.",
 ]
 
@@ -213,7 +229,7 @@ def test_every_canary_is_found_and_every_type_of_pattern_has_one():
     ]
     assert missed == []
     types = {canary.kind for canary in canaries()}
-    assert types <= {pattern.kind for pattern in all_patterns()}
+    assert types <= {pattern.kind for pattern in PATTERNS}
     assert len(types) == 12
 
 
