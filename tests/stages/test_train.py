@@ -186,7 +186,7 @@ def test_an_adapter_that_saves_other_weights_is_no_success(run_stage, world, tmp
 
     honest = lora.save_adapter
 
-    def inert(model, folder, *, base_name=None):
+    def inert(model, folder, *, base_name=None, quantisation=None):
         honest(model, folder, base_name=base_name)
         if folder.name == "adapter":
             tensors = load_file(folder / "adapter_model.safetensors")
@@ -255,6 +255,8 @@ FLIPS = {
     "adapter.scaling": {"kind": "lora", "rank": 4, "alpha": 8, "scaling": "rslora"},
     "adapter.lora_plus_ratio": {"kind": "lora", "rank": 4, "alpha": 8, "lora_plus_ratio": 4},
     "adapter.dora": {"kind": "dora", "rank": 4, "alpha": 8},
+    "adapter.quantization": {"kind": "lora", "rank": 4, "alpha": 8, "quantization": {"kind": "nf4"}},
+    "adapter.int8": {"kind": "lora", "rank": 4, "alpha": 8, "quantization": {"kind": "int8"}},
     "adapter.full": {"kind": "full"},
     "adapter.targets": {"kind": "lora", "rank": 4, "alpha": 8, "targets": ["q_proj"]},
     "dtype": "bfloat16",
@@ -274,6 +276,38 @@ def test_every_key_changes_what_training_does(run_stage, world, trained, tmp_pat
         (r["step"], r.get("loss"), r.get("val_loss"), r.get("passes")) for r in lines(trained / "out" / "metrics.jsonl")
     ]
     assert ours != once
+
+
+def test_the_scales_of_the_blocks_may_stay_in_32_bits(run_stage, world, tmp_path):
+    losses = [
+        run_stage(
+            "train",
+            world,
+            {**SPEC, "adapter": {**SPEC["adapter"], "quantization": {"kind": "nf4", "double_quant": double}}},
+            tmp_path,
+        ).summary["base_val_loss"]
+        for double in (True, False)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_an_adapter_on_a_quantised_base_says_so_beside_its_weights(run_stage, world, tmp_path):
+    spec = {**SPEC, "adapter": {**SPEC["adapter"], "quantization": {"kind": "nf4"}}}
+    made = run_stage("train", world, spec, tmp_path)
+    assert made.summary["pass"] == "fused"
+    assert made.summary["base_stored_in"] == "nf4, scales in 8 bits"
+    assert json.loads((made.path / "adapter" / "base_quantization.json").read_text()) == {"kind": "nf4", "double": True}
+
+
+def test_a_quantised_base_without_its_kernels_is_refused_before_the_run(world, monkeypatch):
+    from importlib import util
+
+    honest = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name: None if name == "bitsandbytes" else honest(name))
+    spec = {**SPEC, "adapter": {**SPEC["adapter"], "quantization": {"kind": "nf4"}}}
+    with pytest.raises(PlanError, match="needs bitsandbytes") as error:
+        check(TrainSpec.model_validate(spec), world)
+    assert "tunesmith[qlora]" in str(error.value)
 
 
 def test_gradient_checkpointing_keeps_no_activations_and_the_same_weights(
@@ -321,6 +355,8 @@ def test_momentum_of_other_optimizers_counts(run_stage, world, tmp_path, kind, r
         {"optimizer": {"kind": "adafactor"}},
         {"adapter": {"kind": "dora", "rank": 4, "alpha": 8}},
         {"adapter": {"kind": "full"}, "dtype": "bfloat16"},
+        {"adapter": {"kind": "lora", "rank": 4, "alpha": 8, "quantization": {"kind": "nf4"}}, "dtype": "bfloat16"},
+        {"adapter": {"kind": "dora", "rank": 4, "alpha": 8, "quantization": {"kind": "int8"}}},
         {"neftune_noise_alpha": 5.0},
     ],
     ids=str,

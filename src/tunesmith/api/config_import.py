@@ -16,7 +16,19 @@ from typing import Any
 
 import yaml
 
-from tunesmith.api.foreign_configs import EIGHT_BIT, OPTIMIZERS, TOOLS, Always, Lost, Moves, Read, Tool
+from tunesmith.api.foreign_configs import (
+    BITS,
+    EIGHT_BIT,
+    NESTED,
+    OPTIMIZERS,
+    QUANT_TYPES,
+    TOOLS,
+    Always,
+    Lost,
+    Moves,
+    Read,
+    Tool,
+)
 from tunesmith.core.recipe import parse_recipe
 from tunesmith.core.stage import Stage
 from tunesmith.errors import RecipeError
@@ -213,13 +225,15 @@ class _Reader:
             case _:
                 key, named = "use_peft", "lora" if values.get("use_peft") else "full"
         if named == "qlora":
-            self._lose(key, "the base is not quantised: a plain LoRA is trained")
             named = "lora"
+            self._set("train.adapter.quantization.kind", "nf4", key)
         if named not in ("lora", "full"):
             raise RecipeError(
                 f"{key}: {named} has no counterpart", where=self.where, expected="lora or full", found=str(named)
             )
         dora = next((flag for flag in ("use_dora", "peft_use_dora") if flag in values), None)
+        if named == "lora":
+            self._quantization()
         rslora = next((flag for flag in ("use_rslora", "peft_use_rslora") if flag in values), None)
         kind = "dora" if named == "lora" and dora and values[dora] else named
         self._set("train.adapter.kind", kind, key, *([dora] if dora else []))
@@ -242,6 +256,21 @@ class _Reader:
                 )
         elif kind != "full":
             self._set("train.adapter.targets", list(targets), targets_key)
+
+    def _quantization(self) -> None:
+        """Keys of a base in 4 or 8 bits; they ask for nothing where no key says how many."""
+        bits_key = next((key for key in BITS if self.values.get(key)), None)
+        if bits_key is None:
+            return
+        eight = bits_key == "load_in_8bit" or self.values[bits_key] == 8
+        self._set("train.adapter.quantization.kind", "int8" if eight else "nf4", bits_key)
+        for key in () if eight else (key for key in NESTED if key in self.values):
+            self._set("train.adapter.quantization.double_quant", bool(self.values[key]), key)
+        for key in (key for key in QUANT_TYPES if key in self.given):
+            if self.values[key] == "nf4" and not eight:
+                self.always.append(Fate(key=key, value="nf4", why="4 bits are NF4"))
+            else:
+                self._lose(key, "4 bits are NF4, 8 bits int8")
 
     def _batch(self) -> None:
         key = "micro_batch_size" if self.tool.name == "axolotl" else "per_device_train_batch_size"

@@ -113,7 +113,8 @@ def _write(
     kind: ExportKind, bundle: Bundle, base_dir: Path, out: Path, dtype: str | None, device: str, log: Log
 ) -> dict[str, JSON]:
     """Write weights and contract to `out`, measure what was written, and return the manifest."""
-    from tunesmith.model.export import base_dtype, reference_logits, write_merged
+    from tunesmith.model.export import base_dtype, on_plain_base, reference_logits, write_merged
+    from tunesmith.model.quantised import read_record
 
     tuned_dir = bundle.root / "adapter"
     prompts = [golden.ids for golden in reversed(bundle.golden)][:MAX_PROMPTS]
@@ -130,6 +131,10 @@ def _write(
         "evaluated_in": bundle.dtype,
         "versions": dict(package_versions()),
     }
+    if (quantisation := read_record(tuned_dir)) is not None:
+        log("export_plain_base", {})
+        plain = on_plain_base(base_dir, tuned_dir, prompts, reference, device=device)
+        facts |= {"trained_on_base_in": str(quantisation), "agreement_on_unquantised_base": plain.to_json()}
     if kind is ExportKind.MERGED:
         used: Any = dtype or base_dtype(base_dir)
         log("export_merge", {"dtype": used})

@@ -74,6 +74,9 @@ OPTIMIZERS = {
     **dict.fromkeys(("sgd",), "sgd"),
     **dict.fromkeys(("muon",), "muon"),
 }
+BITS = ("load_in_4bit", "load_in_8bit", "quantization_bit")
+NESTED = ("use_bnb_nested_quant", "double_quantization")
+QUANT_TYPES = ("bnb_4bit_quant_type", "quantization_type")
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
 
@@ -194,8 +197,10 @@ LLAMA_FACTORY = Tool(
         "loraplus_lr_ratio": Moves(to="train.adapter.lora_plus_ratio", convert=_number),
         "additional_target": Lost(why="modules outside the adapter are not trained"),
         "pissa_init": Lost(why="the adapter starts at zero"),
-        "quantization_bit": Lost(why="the base is not quantised"),
-        "quantization_method": Lost(why="the base is not quantised", harmless=(None, "bnb")),
+        "quantization_bit": Read(),
+        "quantization_type": Read(),
+        "double_quantization": Read(),
+        "quantization_method": Lost(why="bitsandbytes' formats are used", harmless=(None, "bnb", "bitsandbytes")),
         "dataset": Read(),
         "eval_dataset": Lost(why="name the file under ingest.sources with `split: val`"),
         "dataset_dir": Read(),
@@ -248,8 +253,10 @@ TRL = Tool(
         "lora_task_type": Always(why="causal language models only"),
         "use_rslora": Read(),
         "use_dora": Read(),
-        "load_in_4bit": Lost(why="the base is not quantised"),
-        "load_in_8bit": Lost(why="the base is not quantised"),
+        "load_in_4bit": Read(),
+        "load_in_8bit": Read(),
+        "bnb_4bit_quant_type": Read(),
+        "use_bnb_nested_quant": Read(),
         "dtype": Read(),
         "torch_dtype": Read(),
         "attn_implementation": Always(why="attention over documents is the engine's own"),
@@ -282,6 +289,7 @@ TRL = Tool(
         "lora_alpha": 32,
         "lora_dropout": 0.05,
         "max_length": 1024,
+        "use_bnb_nested_quant": False,
         "seed": 42,
     },
 )
@@ -322,8 +330,10 @@ AXOLOTL = Tool(
         "peft_use_rslora": Read(),
         "peft_use_dora": Read(),
         "loraplus_lr_ratio": Moves(to="train.adapter.lora_plus_ratio", convert=_number),
-        "load_in_4bit": Lost(why="the base is not quantised"),
-        "load_in_8bit": Lost(why="the base is not quantised"),
+        "load_in_4bit": Read(),
+        "load_in_8bit": Read(),
+        "bnb_4bit_quant_type": Read(),
+        "use_bnb_nested_quant": Read(),
         "sample_packing": NO_PADDING,
         "eval_sample_packing": NO_PADDING,
         "pad_to_sequence_len": NO_PADDING,

@@ -52,4 +52,10 @@ def _show(export: Export) -> None:
         f"against base and adapter in float32: mean KL {agreement['mean_kl']:.2g} nats (bare base {base_kl}), "
         f"the same most likely token at {agreement['top1']:.1%} of {agreement['positions']} positions"
     )
+    if "trained_on_base_in" in facts:
+        other = facts["agreement_on_unquantised_base"]
+        typer.echo(
+            f"merged into what the base in {facts['trained_on_base_in']} computed with, as in training; on the plain "
+            f"base the adapter is {other['mean_kl']:.2g} nats off, the same most likely token at {other['top1']:.1%}"
+        )
     typer.echo(f"contract {export.contract.sha256[:12]}, {len(export.contract.golden)} golden vectors reproduced")

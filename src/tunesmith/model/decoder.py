@@ -29,8 +29,12 @@ from typing import Any, cast
 import torch
 from torch.nn import functional as F
 
+from tunesmith.model.quantised import QuantisedLinear
+
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Attention and MLP of these are the same up to biases and head norms, which are read from the modules."""
+_LINEAR_TYPES = (torch.nn.Linear, QuantisedLinear)
+"""A quantised weight is spread out here, once: answering reads every weight for every token."""
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary tables that do not depend on how long the text became."""
 _PACKED_FOR_ROWS = 64
@@ -87,12 +91,12 @@ def _is_lora(module: torch.nn.Module) -> bool:
 
 
 def _unsupported_linear(module: torch.nn.Module) -> str | None:
-    if type(module) is torch.nn.Linear:
+    if type(module) in _LINEAR_TYPES:
         return None
     if not _is_lora(module):
         return f"it has a {type(module).__name__}"
     lora = cast(Any, module)
-    if type(lora.base_layer) is not torch.nn.Linear:
+    if type(lora.base_layer) not in _LINEAR_TYPES:
         return f"its adapter sits on a {type(lora.base_layer).__name__}"
     if lora.fan_in_fan_out or any(lora.use_dora.values()) or any(lora.lora_bias.values()) or lora.lora_variant:
         return "its adapter is more than a low-rank product"

@@ -23,7 +23,7 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 
 from tunesmith.model.attention import DocumentLayout, Heads, attention_backward, attention_forward
-from tunesmith.model.folded import FoldedLinear
+from tunesmith.model.folded import LINEAR_TYPES, FoldedLinear
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 LINEAR_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -282,7 +282,7 @@ def why_not_fused(model: torch.nn.Module) -> str | None:
                 reason = _why_not_folded(part)
                 if reason is not None:
                     return f"{name} of layer {index}: {reason}"
-            elif type(part) is not torch.nn.Linear:
+            elif type(part) not in LINEAR_TYPES:
                 return f"{name} of layer {index} is a {type(part).__name__}"
             known |= {id(parameter) for parameter in part.parameters()}
     foreign = [name for name, part in model.named_parameters() if part.requires_grad and id(part) not in known]
@@ -297,7 +297,7 @@ def _why_not_folded(layer: LoraLinear) -> str | None:
         return "a DoRA update is no plain product"
     if any(isinstance(drop, torch.nn.Dropout) and drop.p > 0 for drop in layer.lora_dropout.values()):
         return "adapter dropout is on"
-    if type(layer.base_layer) is not torch.nn.Linear:
+    if type(layer.base_layer) not in LINEAR_TYPES:
         return f"its base is a {type(layer.base_layer).__name__}"
     return None
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tunesmith.errors import DataError, TrainingError
+from tunesmith.model.quantised import Quantisation, cast_, quantise_, read_record
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -30,10 +31,18 @@ def torch_dtype(name: DtypeName | torch.dtype) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def load_model(base_dir: Path, *, dtype: DtypeName | torch.dtype, adapter_dir: Path | None = None) -> torch.nn.Module:
+def load_model(
+    base_dir: Path,
+    *,
+    dtype: DtypeName | torch.dtype,
+    adapter_dir: Path | None = None,
+    quantisation: Quantisation | None = None,
+) -> torch.nn.Module:
     """Return the model of a Hugging Face folder in evaluation mode, on the CPU, the adapter applied and not merged.
 
     `adapter_dir` is a PEFT folder, or the whole model folder that full fine-tuning leaves; then `base_dir` is not read.
+    `quantisation` stores the base's linear layers in fewer bits, made from the values in the file whatever `dtype` is;
+    an adapter that was trained on such a base says so itself, and gets it.
     Adapter weights stay float32 whatever `dtype` is, as PEFT does. Weights that the architecture lacks or the folder
     lacks raise `DataError`: transformers itself fills them with random numbers and only warns.
     An adapter whose keys do not all land in the model raises `TrainingError`: PEFT only warns.
@@ -41,9 +50,14 @@ def load_model(base_dir: Path, *, dtype: DtypeName | torch.dtype, adapter_dir: P
     transformers_logging.disable_progress_bar()
     if adapter_dir is not None and is_whole_model(adapter_dir):
         base_dir, adapter_dir = adapter_dir, None
+    if adapter_dir is not None:
+        quantisation = read_record(adapter_dir)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            str(base_dir), dtype=torch_dtype(dtype), local_files_only=True, output_loading_info=True
+            str(base_dir),
+            dtype="auto" if quantisation else torch_dtype(dtype),
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:
         raise DataError("cannot load the base model", where=str(base_dir), found=str(error)) from error
@@ -56,6 +70,9 @@ def load_model(base_dir: Path, *, dtype: DtypeName | torch.dtype, adapter_dir: P
                 found=", ".join(keys[:3]),
                 hint="the folder is incomplete or its config.json belongs to another model",
             )
+    if quantisation is not None:
+        quantise_(model, quantisation)
+        cast_(model, torch_dtype(dtype))
     model.eval()
     if adapter_dir is None:
         assert isinstance(model, torch.nn.Module)

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import PlanError, TrainingError, nearest
 from tunesmith.model.load import quiet_peft
+from tunesmith.model.quantised import Quantisation, write_record
 
 Scaling = Literal["classic", "rslora"]
 Decomposition = Literal["none", "dora"]
@@ -84,10 +85,13 @@ def adapter_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_adapter(model: PeftModel, folder: Path, *, base_name: str | None = None) -> None:
+def save_adapter(
+    model: PeftModel, folder: Path, *, base_name: str | None = None, quantisation: Quantisation | None = None
+) -> None:
     """Write a plain PEFT folder and check it: every trainable tensor is in the file, bit for bit.
 
     `base_name` is written as `base_model_name_or_path`: a name that means something elsewhere, not a local path.
+    `quantisation` says how the base was stored; `model.load` gives the adapter that base again.
     Raises `TrainingError` where the file differs from the live adapter.
     """
     # PEFT's own save_pretrained also writes an empty model card; what a loader reads is these two files.
@@ -100,6 +104,8 @@ def save_adapter(model: PeftModel, folder: Path, *, base_name: str | None = None
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / WEIGHTS_FILE).chmod(0o644)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    if quantisation is not None:
+        write_record(quantisation, folder)
     saved = load_file(folder / WEIGHTS_FILE)
     strays = sorted(saved.keys() ^ live.keys())
     if strays:

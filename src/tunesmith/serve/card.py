@@ -29,6 +29,8 @@ class CardFacts:
     adapter_sha256: str
     trained: Literal["adapter", "whole model"]
     """What `adapter/` holds."""
+    base_stored_in: str | None
+    """How the base's linear layers were stored while the adapter trained; `None` where they were left as they are."""
     system_prompt: str | None
     output_schema: Mapping[str, JSON] | None
     evaluation: Mapping[str, Any]
@@ -102,6 +104,7 @@ def _head(facts: CardFacts) -> list[str]:
         f"- contract `{facts.contract_sha256}`",
         f"- adapter `{facts.adapter_sha256}`",
         f"- base `{facts.base.get('sha256', 'not pinned')}`",
+        *([f"- base stored in {facts.base_stored_in}: the adapter belongs on it"] if facts.base_stored_in else []),
         "",
         "Serve it with `tunesmith serve`, which proves the contract before it listens. In other engines load "
         f"`adapter/` with {loader} and render prompts with `contract/tokenizer/chat_template.jinja`; `golden.jsonl` "

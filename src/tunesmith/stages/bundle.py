@@ -271,6 +271,7 @@ def _card_facts(
     gates: Mapping[str, Any],
     rows: Sequence[Row],
 ) -> Any:
+    from tunesmith.model.quantised import read_record
     from tunesmith.serve.bundle import holds_whole_model
     from tunesmith.serve.card import CardFacts
 
@@ -286,6 +287,7 @@ def _card_facts(
         contract_sha256=contract.sha256,
         adapter_sha256=meta["adapter_sha256"],
         trained="whole model" if holds_whole_model(bundle_dir) else "adapter",
+        base_stored_in=None if (stored := read_record(bundle_dir / "adapter")) is None else str(stored),
         system_prompt=contract.system,
         output_schema=contract.output_schema,
         evaluation=_results(inputs.evaluation),

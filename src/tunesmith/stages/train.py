@@ -147,6 +147,7 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
         "dtype_measured": speeds,
         **_pass_summary(choice),
         "trained": spec.adapter.kind,
+        "base_stored_in": None if spec.quantisation is None else str(spec.quantisation),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters.values()),
         "adapted_layers": count_adapted_layers(model),
         "device": ctx.device,

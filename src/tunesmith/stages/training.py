@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from tunesmith.model.load import DtypeName
+    from tunesmith.model.quantised import Quantisation
     from tunesmith.train.batches import DataOrder
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.mixing import Origins
@@ -32,6 +33,25 @@ USUAL_LEARNING_RATES = {"lora": (1e-4, 5e-4), "dora": (1e-4, 5e-4), "full": (1e-
 
 FEW_STEPS = 10
 MANY_EPOCHS = 5.0
+
+
+class Nf4(Spec):
+    """Four bits a weight."""
+
+    kind: Literal["nf4"]
+    """How the base's linear layers are stored while the adapter trains: `nf4` in 4 bits (QLoRA)."""
+    double_quant: bool = True
+    """Store the scales of the blocks in 8 bits as well, which saves another 0.4 bits a weight."""
+
+
+class Int8(Spec):
+    """Eight bits a weight."""
+
+    kind: Literal["int8"]
+    """How the base's linear layers are stored while the adapter trains: `int8` in 8 bits, a scale for each output."""
+
+
+QuantizationSpec = Annotated[Nf4 | Int8, Field(discriminator="kind")]
 
 
 class Lora(Spec):
@@ -51,6 +71,9 @@ class Lora(Spec):
     """`rslora` scales by `alpha / sqrt(rank)`, which keeps high ranks learning."""
     lora_plus_ratio: float = Field(default=1.0, ge=1)
     """LoRA+: how many times faster the B matrices learn than the A matrices; 16 is usual, 1 is off."""
+    quantization: QuantizationSpec | None = None
+    """Store the frozen base in fewer bits: `{kind: nf4}` (QLoRA) or `{kind: int8}`; needs `tunesmith[qlora]`. The
+    adapter remembers it, and is evaluated and served on the same base. `null` keeps the base as it is."""
 
 
 class Dora(Spec):
@@ -66,6 +89,9 @@ class Dora(Spec):
     """Dropout before the adapter. Above 0 prefix sharing is off."""
     targets: tuple[str, ...] | None = None
     """Names of the linear layers to adapt, such as `q_proj`. `null` is every linear layer but the head."""
+    quantization: QuantizationSpec | None = None
+    """Store the frozen base in fewer bits: `{kind: nf4}` (QLoRA) or `{kind: int8}`; needs `tunesmith[qlora]`. The
+    adapter remembers it, and is evaluated and served on the same base. `null` keeps the base as it is."""
 
 
 class Full(Spec):
@@ -146,7 +172,8 @@ class TrainSpec(Spec):
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this norm; `null` never clips."""
     adapter: AdapterSpec = Lora(kind="lora")
-    """What is trained: `{kind: lora, rank: 16}`, `{kind: dora}` or `{kind: full}`."""
+    """What is trained: `{kind: lora, rank: 16}`, `{kind: lora, quantization: {kind: nf4}}` (QLoRA), `{kind: dora}` or
+    `{kind: full}`."""
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """NEFTune: noise on the embeddings while training, 5 is usual. Prefixes are not shared under it."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -172,6 +199,16 @@ class TrainSpec(Spec):
         return 0.0 if isinstance(self.adapter, Full) else self.adapter.dropout
 
     @property
+    def quantisation(self) -> Quantisation | None:
+        """How the base is stored, where not as it is."""
+        from tunesmith.model.quantised import Quantisation
+
+        chosen = None if isinstance(self.adapter, Full) else self.adapter.quantization
+        if chosen is None:
+            return None
+        return Quantisation(kind=chosen.kind, double=isinstance(chosen, Nf4) and chosen.double_quant)
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether rows may compute a common prefix once: not where each row draws noise of its own."""
         return self.dropout == 0 and self.neftune_noise_alpha is None
@@ -190,6 +227,8 @@ def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
         warnings.append("warmup_ratio is 0: the first steps run at the full rate on an optimizer that knows nothing")
     if spec.num_train_epochs > MANY_EPOCHS:
         warnings.append(f"{spec.num_train_epochs:g} epochs: models usually memorise the rows after about 3")
+    if not isinstance(spec.adapter, Full) and spec.adapter.quantization is not None:
+        _check_kernels()
     examples, base, contract = inputs.get("examples"), inputs.get("base"), inputs.get("contract")
     if examples is not None:
         warnings += _check_examples(spec, examples, base)
@@ -205,6 +244,18 @@ def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     if examples is not None and contract is not None:
         check_contract(examples, contract)
     return warnings
+
+
+def _check_kernels() -> None:
+    """Raise `PlanError` where a quantised base is asked for and its kernels are not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise PlanError(
+            "a quantised base needs bitsandbytes, which is not installed",
+            where="train.adapter.quantization",
+            hint="pip install 'tunesmith[qlora]'",
+        )
 
 
 def _check_examples(spec: TrainSpec, examples: Artifact, base: Artifact | None) -> list[str]:
@@ -295,7 +346,7 @@ def assemble(spec: TrainSpec, *, base_dir: Path, base_name: str, dtype: DtypeNam
     from tunesmith.train import optim
 
     torch.manual_seed(spec.seed)
-    model = load_model(base_dir, dtype=dtype).to(device)
+    model = load_model(base_dir, dtype=dtype, quantisation=spec.quantisation).to(device)
     ratio = 1.0
     adapter = spec.adapter
     parameters: Mapping[str, torch.nn.Parameter]
@@ -323,7 +374,7 @@ def assemble(spec: TrainSpec, *, base_dir: Path, base_name: str, dtype: DtypeNam
             """The adapters are float32 themselves."""
 
         def save(folder: Path) -> None:
-            lora.save_adapter(adapted, folder, base_name=base_name)
+            lora.save_adapter(adapted, folder, base_name=base_name, quantisation=spec.quantisation)
 
     groups = optim.parameter_groups(parameters, weight_decay=spec.weight_decay, lora_plus_ratio=ratio)
     return Assembled(model=model, parameters=parameters, optimizer=_optimizer(spec, groups), publish=publish, save=save)

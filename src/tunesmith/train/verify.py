@@ -14,6 +14,7 @@ import torch
 
 from tunesmith.errors import TrainingError
 from tunesmith.model.load import DtypeName, load_model, torch_dtype
+from tunesmith.model.quantised import read_record
 from tunesmith.train.batches import flatten
 from tunesmith.train.examples import ExampleTable
 from tunesmith.train.passes import LOSS_TOLERANCE, DocumentPass, LossPass, base_of, proof_examples
@@ -46,7 +47,9 @@ def verify_trained(
     compute = torch_dtype(dtype)
     tokens = [torch.tensor(table.example(index)[0], dtype=torch.int64, device=device)[None] for index in examples]
     live = _logits(model, tokens)
-    plain = _logits(load_model(base_dir, dtype=dtype).to(device), tokens)
+    base = load_model(base_dir, dtype=dtype, quantisation=read_record(folder))
+    plain = _logits(base.to(device), tokens)
+    del base
     reloaded = load_model(base_dir, dtype=dtype, adapter_dir=folder).to(device)
     saved = _logits(reloaded, tokens)
     difference = max(_relative(mine, theirs) for mine, theirs in zip(saved, live, strict=True))

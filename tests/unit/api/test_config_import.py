@@ -130,8 +130,27 @@ def test_a_config_of_axolotl_means_the_same_and_says_what_it_loses(tmp_path):
     (source,) = recipe.tables["ingest"].spec.sources
     assert source.columns == {"messages": "turns"}
     lost = {fate.key for fate in made.lost}
-    assert {"warmup_steps", "datasets[].roles_to_train", "load_in_4bit", "adapter"} <= lost
+    assert {"warmup_steps", "datasets[].roles_to_train"} <= lost
+    assert (train.adapter.kind, train.adapter.quantization.kind) == ("lora", "nf4")
     assert [fate.key for fate in made.unknown] == ["a_key_nobody_knows"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "double"),
+    [
+        ("use_peft: true\nload_in_4bit: true\nbnb_4bit_quant_type: nf4", "nf4", False),
+        ("use_peft: true\nload_in_4bit: true\nuse_bnb_nested_quant: true", "nf4", True),
+        ("use_peft: true\nload_in_8bit: true", "int8", None),
+        ("finetuning_type: lora\ntemplate: llama3\nquantization_bit: 4\ndouble_quantization: false", "nf4", False),
+        ("finetuning_type: lora\ntemplate: llama3\nquantization_bit: 8", "int8", None),
+    ],
+)
+def test_a_base_in_fewer_bits_is_imported(tmp_path, keys, kind, double):
+    data = "dataset_name: data/rows.jsonl\nmax_length: 64" if "use_peft" in keys else "dataset: rows\nstage: sft"
+    made, recipe = imported(tmp_path, f"model_name_or_path: ./base\n{data}\n{keys}\n")
+    quantization = recipe.tables["train"].spec.adapter.quantization
+    assert (quantization.kind, getattr(quantization, "double_quant", None)) == (kind, double)
+    assert not {"load_in_4bit", "load_in_8bit", "quantization_bit"} & {fate.key for fate in made.lost}
 
 
 def test_a_config_of_trl_means_the_same(tmp_path):
