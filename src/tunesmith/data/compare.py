@@ -14,12 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from tunesmith.data.contrast import GROUPS_OF, MAX_FEW, MAX_FEW_OF_LONG, asks_another, contrast, says_another
+from tunesmith.data.contrast import (
+    GROUPS_OF,
+    MAX_FEW,
+    MAX_FEW_OF_LONG,
+    asks_another,
+    contrast,
+    says_another,
+    sentences_of,
+)
 from tunesmith.data.engines import LOCAL, Engine
 from tunesmith.data.formal import SHORT_TOKENS, formal_text, is_json
 from tunesmith.data.near import candidate_pairs
@@ -46,7 +55,12 @@ FLOOR = 0.5
 """Pairs that are near-duplicates at this threshold or a higher one are found."""
 SIDE_EASE = 0.3
 """By how much a long prompt, or an answer, alone may fall short where both together are near enough."""
+MAX_REMEMBERED = 20_000
+"""Texts of which a pass over the pairs remembers what it found."""
 _NEVER = -np.inf
+_PROSE, _SAME, _OTHER = range(3)
+"""What two answers are: none is formal, formal and the same, at least one formal and not the same."""
+_Said = TypeVar("_Said")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +176,7 @@ def near_pairs(texts: Texts, *, floor: float = FLOOR, engine: Engine = LOCAL) ->
     ]
     near = _reaches(sides, mended, floor)
     sides, mended = [side.only(near) for side in sides], [shared[near] for shared in mended]
-    return _judged(texts, sides, mended, families)
+    return _judged(texts, sides, mended, families, floor)
 
 
 def _side(table: WordTable, left: Ints, right: Ints) -> _Side:
@@ -225,36 +239,35 @@ def _reaches(sides: list[_Side], shared: list[Floats], floor: float) -> Flags:
     return reaches
 
 
-def _judged(texts: Texts, sides: list[_Side], mended: list[Floats], families: list[Families]) -> PairTable:
+def _judged(
+    texts: Texts, sides: list[_Side], mended: list[Floats], families: list[Families], floor: float
+) -> PairTable:
     """Apply the guards, pair by pair where they must read the texts."""
     prompt_scores, prompt_at, scores, same_at = (values.copy() for values in _levels(sides, mended))
     left, right = sides[0].left, sides[0].right
-    said = [
-        _other(side, side_texts, family)
-        for side, side_texts, family in zip(sides, (texts.prompts, texts.answers), families, strict=False)
-    ]
-    another, slots = said[0]
+    least = floor - ROUNDING
+    both = len(sides) == 2
+    formal, labels = _formal(texts.answers, sides[1]) if both else np.zeros((2, len(left)), dtype=np.int8)
+    same_at[formal == _OTHER] = _NEVER
+    another, slots = _other(sides[0], texts.prompts, families[0], np.maximum(prompt_at, same_at) >= least)
     prompt_at[another | slots] = _NEVER
-    if len(sides) == 2:
-        # Copies with other prompts and other answers are edited ones, unless both differ in what fills a template.
+    if both:
         answers = sides[1]
         same_answer = answers.table.hashes[left] == answers.table.hashes[right]
-        slots = (slots & (same_answer | said[1][1] | (answers.lengths <= SHORT_TEXT_WORDS))) | (
-            said[1][1] & (sides[0].table.hashes[left] == sides[0].table.hashes[right])
+        said = _other(answers, texts.answers, families[1], (same_at >= least) & ~another & (formal == _PROSE))
+        # Copies with other prompts and other answers are edited ones, unless both differ in what fills a template.
+        slots = (slots & (same_answer | said[1] | (answers.lengths <= SHORT_TEXT_WORDS))) | (
+            said[1] & (sides[0].table.hashes[left] == sides[0].table.hashes[right])
         )
-        another = another | said[1][0]
+        another = another | said[0]
     same_at[another | slots] = _NEVER
+    # Of formal answers that are the same the prompts alone decide how near the rows are.
+    scores = np.where(formal != _PROSE, prompt_scores, scores)
+    same_at = np.where(formal == _SAME, prompt_at, same_at)
     contrary = np.zeros(len(left), dtype=np.bool_)
-    equal = np.zeros(len(left), dtype=np.bool_)
-    normal = _Cache(normal_text)
-    if len(sides) == 2:
-        contrary = _formal_answers(texts.answers, sides, prompt_scores, prompt_at, scores, same_at)
-    words_equal = np.logical_and.reduce([side.table.hashes[left] == side.table.hashes[right] for side in sides])
-    for pair in np.flatnonzero(words_equal & (same_at >= 0)).tolist():
-        one, two = int(left[pair]), int(right[pair])
-        equal[pair] = normal(texts.prompts[one]) == normal(texts.prompts[two]) and (
-            normal(texts.answers[one]) == normal(texts.answers[two])
-        )
+    if both:
+        short = sides[1].lengths <= SHORT_TEXT_WORDS
+        contrary = (prompt_at >= 0) & np.where(formal == _PROSE, short, labels & (formal == _OTHER))
     return PairTable(
         left=left,
         right=right,
@@ -263,48 +276,65 @@ def _judged(texts: Texts, sides: list[_Side], mended: list[Floats], families: li
         scores=scores,
         same_at=same_at,
         contrary=contrary,
-        equal=equal,
-    ).only(np.maximum(prompt_at, same_at) >= 0)
+        equal=_equal(texts, sides, same_at),
+    ).only(np.maximum(prompt_at, same_at) >= least)
 
 
-def _other(side: _Side, texts: Sequence[str], families: Families) -> tuple[Flags, Flags]:
-    """Which pairs of a side say something else, however near their words are, and which fill a template's slots."""
+def _equal(texts: Texts, sides: list[_Side], same_at: Floats) -> Flags:
+    """Which pairs are the same but for spacing and case."""
+    left, right = sides[0].left, sides[0].right
+    equal = np.logical_and.reduce([side.table.hashes[left] == side.table.hashes[right] for side in sides])
+    normal = _Cache(normal_text)
+    for pair in np.flatnonzero(equal & (same_at >= 0)).tolist():
+        one, other = int(left[pair]), int(right[pair])
+        equal[pair] = all(normal(side[one]) == normal(side[other]) for side in (texts.prompts, texts.answers))
+    out: Flags = equal & (same_at >= 0)
+    return out
+
+
+def _other(side: _Side, texts: Sequence[str], families: Families, asked: Flags) -> tuple[Flags, Flags]:
+    """Which of the asked pairs of a side say something else, however near their words are, and which fill slots."""
+    out, filled = np.zeros((2, len(side.left)), dtype=np.bool_)
+    pairs = np.flatnonzero(asked)
+    side = side.only(asked)
     only_left, only_right = differences(side.table, side.left, side.right)
     vocabulary = side.table.vocabulary
     choice = np.fromiter((word in GROUPS_OF or word[:1].isdigit() for word in vocabulary), np.bool_, len(vocabulary))
-    chosen = [np.diff(np.r_[0, np.cumsum(choice[found.words])][found.starts]) > 0 for found in (only_left, only_right)]
+    chosen = np.logical_and(*(found.any_of(choice) for found in (only_left, only_right)))
     most = np.where(side.lengths < LONG_TEXT_WORDS, MAX_FEW, MAX_FEW_OF_LONG)
     few = np.maximum(only_left.counts, only_right.counts) <= most
     slots = (only_left.counts > 0) & (only_right.counts > 0) & families.may_be(side.left, side.right)
-    wordless = side.lengths == 0
-    out, filled = np.zeros((2, len(side.left)), dtype=np.bool_)
-    for pair in range(len(side.left)):
-        one, other = texts[side.left[pair]], texts[side.right[pair]]
+    sentences = _Cache(sentences_of)
+    rows = zip(pairs.tolist(), side.left.tolist(), side.right.tolist(), strict=True)
+    for place, (pair, left, right) in enumerate(rows):
+        one, other = texts[left], texts[right]
         if one == other:
             continue
-        if chosen[0][pair] and chosen[1][pair]:
-            names = [[vocabulary[word] for word in found.of(pair)] for found in (only_left, only_right)]
-            out[pair] = contrast(*names)
-        if wordless[pair]:
-            out[pair] = " ".join(one.split()) != " ".join(other.split())
-        elif not out[pair] and few[pair]:
+        if side.lengths[place] == 0:
+            out[pair] = one.split() != other.split()
+            continue
+        if chosen[place] and contrast(*([vocabulary[word] for word in d.of(place)] for d in (only_left, only_right))):
+            out[pair] = True
+        elif few[place]:
             out[pair] = says_another(one, other)
-        elif not out[pair]:
-            out[pair] = asks_another(one, other)
-        if not out[pair] and slots[pair]:
-            filled[pair] = families.fill_slots(int(side.left[pair]), int(side.right[pair]))
+        else:
+            out[pair] = asks_another(sentences(one), sentences(other))
+        if slots[place] and not out[pair]:
+            filled[pair] = families.fill_slots(left, right)
     return out, filled
 
 
-class _Cache:
-    """Remembers what a function says of a text."""
+class _Cache(Generic[_Said]):
+    """Remembers what a function says of the texts it was asked about lately."""
 
-    def __init__(self, function: Callable[[str], str | None]) -> None:
+    def __init__(self, function: Callable[[str], _Said]) -> None:
         self._function = function
-        self._said: dict[str, str | None] = {}
+        self._said: dict[str, _Said] = {}
 
-    def __call__(self, text: str) -> str | None:
+    def __call__(self, text: str) -> _Said:
         if text not in self._said:
+            if len(self._said) >= MAX_REMEMBERED:
+                self._said.clear()
             self._said[text] = self._function(text)
         return self._said[text]
 
@@ -314,29 +344,21 @@ def _in_one_case(text: str) -> bool:
     return len(text.split()) > SHORT_TOKENS and (text.isupper() or text.istitle())
 
 
-def _formal_answers(
-    answers: Sequence[str],
-    sides: list[_Side],
-    prompt_scores: Floats,
-    prompt_at: Floats,
-    scores: Floats,
-    same_at: Floats,
-) -> Flags:
-    """Hold answers that are code or JSON to be the same sign for sign; return where answers are labels that differ.
+def _formal(answers: Sequence[str], side: _Side) -> tuple[npt.NDArray[np.int8], Flags]:
+    """Say of each pair whether its answers are code or JSON, which must be the same sign for sign.
 
-    Changes `scores` and `same_at`: of formal answers the prompts alone decide how near the rows are.
+    The second array tells which pairs have two answers in JSON.
     """
+    said = np.full(len(side.left), _PROSE, dtype=np.int8)
+    labels = np.zeros(len(side.left), dtype=np.bool_)
     formal = _Cache(formal_text)
-    contrary = (sides[1].lengths <= SHORT_TEXT_WORDS) & (prompt_at >= 0)
-    for pair, (one, other) in enumerate(zip(sides[1].left.tolist(), sides[1].right.tolist(), strict=True)):
-        said = formal(answers[one]), formal(answers[other])
-        if said == (None, None):
+    hashes = side.table.hashes
+    for pair, (one, other) in enumerate(zip(side.left.tolist(), side.right.tolist(), strict=True)):
+        mine, yours = formal(answers[one]), formal(answers[other])
+        if mine is None and yours is None:
             continue
-        table = sides[1].table
-        if table.hashes[one] == table.hashes[other] and (_in_one_case(answers[one]) or _in_one_case(answers[other])):
+        if hashes[one] == hashes[other] and (_in_one_case(answers[one]) or _in_one_case(answers[other])):
             continue
-        scores[pair] = prompt_scores[pair]
-        same_at[pair] = prompt_at[pair] if said[0] == said[1] else _NEVER
-        labels = is_json(answers[one]) and is_json(answers[other])
-        contrary[pair] = said[0] != said[1] and labels and prompt_at[pair] >= 0
-    return contrary
+        said[pair] = _SAME if mine == yours else _OTHER
+        labels[pair] = is_json(answers[one]) and is_json(answers[other])
+    return said, labels

@@ -113,19 +113,21 @@ def says_another(one: str, other: str) -> bool:
     left, right = one.split(), other.split()
     if left == right:
         return False
-    if len(left) == len(right) and one.casefold().split() == other.casefold().split() and _recased(left, right):
-        return False
-    num_tokens = len(left)
+    num_tokens, whole = len(left), (left, right)
     left, right = _changed(left, right)
+    if len(left) == len(right) and _folded(left) == _folded(right) and _recased(*whole):
+        return False
     mine, yours = ([token.strip(_EDGES) or token for token in side] for side in (left, right))
-    plain = [[token.casefold() for token in side] for side in (mine, yours)]
-    if _denies(Counter(plain[0]), Counter(plain[1]), num_tokens):
+    plain = _folded(mine), _folded(yours)
+    if _denies(*plain, num_tokens) or _other_signs(left, right, mine, yours, num_tokens):
         return True
-    if _other_signs(left, right, mine, yours, num_tokens):
-        return True
-    if Counter(plain[0]) == Counter(plain[1]):
+    if len(left) == len(right) and sorted(plain[0]) == sorted(plain[1]):
         return _exchanged(left, right)
     return _other_names(left, right, mine, yours, num_tokens)
+
+
+def _folded(tokens: Sequence[str]) -> list[str]:
+    return [token.casefold() for token in tokens]
 
 
 def _changed(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
@@ -140,10 +142,13 @@ def _changed(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
     return left[start : len(left) - end], right[start : len(right) - end]
 
 
-def _denies(one: Counter[str], other: Counter[str], num_tokens: int) -> bool:
+def _denies(one: Sequence[str], other: Sequence[str], num_tokens: int) -> bool:
     """Whether one text says no to what the other says: a negation more, and (in a long text) nothing else."""
-    only = one - other, other - one
-    said = [{word for word in side if word in _NEGATIONS or word.endswith(("n't", "n’t"))} for side in only]
+    if not any(map(_is_negation, one)) and not any(map(_is_negation, other)):
+        return False
+    counts = Counter(one), Counter(other)
+    only = counts[0] - counts[1], counts[1] - counts[0]
+    said = [{word for word in side if _is_negation(word)} for side in only]
     if bool(said[0]) == bool(said[1]):
         return False
     denying, rest = (0, 1) if said[0] else (1, 0)
@@ -155,11 +160,16 @@ def _denies(one: Counter[str], other: Counter[str], num_tokens: int) -> bool:
     return not others or num_tokens <= MAX_SIGNED
 
 
+def _is_negation(word: str) -> bool:
+    return word in _NEGATIONS or word.endswith(("n't", "n’t"))
+
+
 def _other_signs(left: list[str], right: list[str], mine: list[str], yours: list[str], num_tokens: int) -> bool:
     """Whether the texts have different flags, paths or signs, misspelt ones apart."""
-    one, other = Counter(formal_tokens(left)), Counter(formal_tokens(right))
-    if one == other:
+    signs = formal_tokens(left), formal_tokens(right)
+    if sorted(signs[0]) == sorted(signs[1]):
         return False
+    one, other = Counter(signs[0]), Counter(signs[1])
     only_one, only_other = sorted((one - other).elements()), sorted((other - one).elements())
     recased = [(a, b) for a in only_one for b in only_other if a.casefold() == b.casefold()]
     if any(len(a) <= MAX_CASED for a, _ in recased) and not _recased(left, right):
@@ -200,35 +210,35 @@ def _unlike(tokens: Sequence[str], others: Sequence[str]) -> list[str]:
 
 def _exchanged(left: Sequence[str], right: Sequence[str]) -> bool:
     """Whether two parts of a sentence changed places around at most three words that stay between them."""
-    if _sentences(" ".join(left)) == _sentences(" ".join(right)):
-        return False
     one, other = ([token.strip(_EDGES).casefold() for token in side] for side in (left, right))
     start = next((place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
     end = len(one)
     while end > start and one[end - 1] == other[end - 1]:
         end -= 1
     first, second = one[start:end], other[start:end]
-    return any(
+    swapped = any(
         first[size + between :] + first[size : size + between] + first[:size] == second
         for size in range(1, min(MAX_SLOT_WORDS, len(first) - 2) + 1)
         for between in range(1, MAX_SWAPPED_APART + 1)
         if 0 < len(first) - size - between <= MAX_SLOT_WORDS
     )
+    # Whole sentences in another order say the same.
+    return swapped and sentences_of(" ".join(left)) != sentences_of(" ".join(right))
 
 
 def _other_names(left: list[str], right: list[str], mine: list[str], yours: list[str], num_tokens: int) -> bool:
     """Whether names (capitals inside a sentence) or quoted words stand for one another, and nothing else differs."""
+    one, other = _folded(mine), _folded(yours)
     if len(left) == len(right):
-        changed = [place for place, (a, b) in enumerate(zip(mine, yours, strict=True)) if a.casefold() != b.casefold()]
-        misspelt = num_tokens > MAX_NAMED and any(
-            is_misspelling(mine[p].casefold(), yours[p].casefold()) for p in changed
-        )
-        return (
-            bool(changed)
-            and not misspelt
-            and all(_is_name(left, mine, place) and _is_name(right, yours, place) for place in changed)
-        )
-    steps = SequenceMatcher(None, [t.casefold() for t in mine], [t.casefold() for t in yours], autojunk=False)
+        changed = [place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+        if not changed or not all(_is_name(left, mine, p) and _is_name(right, yours, p) for p in changed):
+            return False
+        return num_tokens <= MAX_NAMED or not any(is_misspelling(one[p], other[p]) for p in changed)
+    for tokens, cores, words, against in ((left, mine, one, other), (right, yours, other, one)):
+        named = {word for place, word in enumerate(words) if _is_name(tokens, cores, place)}
+        if not set(words) - set(against) <= named:
+            return False
+    steps = SequenceMatcher(None, one, other, autojunk=False)
     replaced = [step for step in steps.get_opcodes() if step[0] != "equal"]
     return bool(replaced) and all(
         kind == "replace"
@@ -248,15 +258,15 @@ def _is_name(tokens: Sequence[str], cores: Sequence[str], place: int) -> bool:
     return cores[place][:1].isupper() and not begins and not (len(cores[place]) > 1 and cores[place].isupper())
 
 
-def _sentences(text: str) -> set[str]:
-    parts = (" ".join(part.casefold().split()).strip(_EDGES) for part in _SENTENCE_END.split(text))
-    return {part for part in parts if part}
+def sentences_of(text: str) -> frozenset[str]:
+    """Return the sentences of a text, whatever their order, case, spacing and the signs around them."""
+    parts = (" ".join(part.split()).strip(_EDGES) for part in _SENTENCE_END.split(text.casefold()))
+    return frozenset(filter(None, parts))
 
 
-def asks_another(one: str, other: str) -> bool:
+def asks_another(mine: frozenset[str], yours: frozenset[str]) -> bool:
     """Whether two texts share sentences word for word, and what each has besides has little in common."""
-    mine, yours = _sentences(one), _sentences(other)
-    if not mine & yours:
+    if mine.isdisjoint(yours):
         return False
     rest, others = ({word for part in side for word in part.split()} for side in (mine - yours, yours - mine))
     if not rest or not others:

@@ -104,6 +104,11 @@ class Differences:
         words: list[int] = self.words[self.starts[pair] : self.starts[pair + 1]].tolist()
         return words
 
+    def any_of(self, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """(pairs,) whether a pair holds any of some words: a flag a vocabulary number."""
+        held: npt.NDArray[np.bool_] = np.diff(np.r_[0, np.cumsum(chosen[self.words])][self.starts]) > 0
+        return held
+
     @property
     def counts(self) -> Ints:
         """(pairs,) how many words there are."""

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.sparse as sp
+import xxhash
 
 from tunesmith.data.words import WORD_BYTES, money_signs, numbers, word_text
 
@@ -24,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 _ROWS_PER_CHUNK = 16_384
-_SPACE = 32
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,37 +74,63 @@ class Words:
 
 
 @dataclass(slots=True)
-class _Parts:
-    """What the chunks gave so far."""
+class _Vocabulary:
+    """Words by number, and the numbers that stand inside words."""
 
-    ids: list[npt.NDArray[np.int32]]
-    sizes: list[Ints]
-    signs: list[tuple[Ints, Ints]]
-    first: list[pa.Array]
-    whole: list[pa.Array]
+    ids: dict[str, int]
+    numbers: list[list[str]]
+    """For each word the numbers in it."""
+
+    def add_(self, names: Sequence[str]) -> npt.NDArray[np.int32]:
+        """Return the numbers of some words; new words are added."""
+        known = len(self.ids)
+        found = np.fromiter((self.ids.setdefault(name, len(self.ids)) for name in names), np.int32, len(names))
+        new = np.flatnonzero(found >= known).tolist()
+        self.numbers += [numbers(names[place]) for place in new]
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """The words of some rows, text by text."""
+
+    words: npt.NDArray[np.int32]
+    """Different words of each text, in order of their numbers, one text after the other."""
+    sizes: Ints
+    """Different words of each text."""
+    with_numbers: tuple[Ints, npt.NDArray[np.int32]]
+    """(text, word) of each word that holds a number, as often as it stands there."""
+    signs: tuple[Ints, Ints]
+    """(text, code) of each sign of money or percent."""
+    hashes: npt.NDArray[np.uint64]
+    first: pa.Array
+    whole: pa.Array
 
 
 def words_of_sides(*sides: Sequence[str]) -> Words:
     """Tokenise the sides of all rows and weigh their words."""
     num_rows, num_sides = len(sides[0]), len(sides)
-    vocabulary: dict[str, int] = {}
-    parts = _Parts([], [], [], [], [])
+    vocabulary = _Vocabulary({}, [])
+    chunks = []
     for start in range(0, num_rows, _ROWS_PER_CHUNK):
         rows = [side[start : start + _ROWS_PER_CHUNK] for side in sides]
-        texts = [text for row in zip(*rows, strict=True) for text in row]
-        _read_(parts, texts, start * num_sides, num_sides, vocabulary)
-    ids = np.concatenate(parts.ids) if parts.ids else np.zeros(0, dtype=np.int32)
-    sizes = np.concatenate(parts.sizes) if parts.sizes else np.zeros(0, dtype=np.int64)
-    text = np.repeat(np.arange(len(sizes)), sizes)
-    hashes = _sequence_hashes(ids, sizes)
-    counts = _numbers(ids, text, parts.signs, list(vocabulary), len(sizes))
-    sets = _sets(ids, text, len(sizes), len(vocabulary))
-    names = list(vocabulary)
+        chunks.append(_read([text for row in zip(*rows, strict=True) for text in row], num_sides, vocabulary))
+    names = list(vocabulary.ids)
+    counts = _numbers(chunks, vocabulary.numbers)
+    hashes = _joined_arrays([chunk.hashes for chunk in chunks], np.uint64)
+    starts = np.r_[0, np.cumsum(_joined_arrays([chunk.sizes for chunk in chunks], np.int64))]
+    indices = _joined_arrays([chunk.words for chunk in chunks], np.int32)
+    ones = np.ones(len(indices), dtype=np.float32)
+    sets = sp.csr_matrix((ones, indices, starts), shape=(num_rows * num_sides, len(names)))
     tables = [
         _table(sets[side::num_sides], counts[side::num_sides], hashes[side::num_sides], names)
         for side in range(num_sides)
     ]
-    return Words(tables=tables, first=parts.first, whole=parts.whole)
+    return Words(tables=tables, first=[chunk.first for chunk in chunks], whole=[chunk.whole for chunk in chunks])
+
+
+def _joined_arrays(parts: Sequence[npt.NDArray[_Number]], kind: type[_Number]) -> npt.NDArray[_Number]:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
 
 
 def _table(sets: sp.csr_matrix, counts: sp.csr_matrix, hashes: npt.NDArray[np.uint64], names: list[str]) -> WordTable:
@@ -119,122 +149,94 @@ def _table(sets: sp.csr_matrix, counts: sp.csr_matrix, hashes: npt.NDArray[np.ui
     )
 
 
-def _read_(parts: _Parts, texts: list[str], start: int, num_sides: int, vocabulary: dict[str, int]) -> None:
-    """Add the words of a chunk of texts, of which `num_sides` after another are one row."""
-    signs_at: list[tuple[int, int]] = []
+def _read(texts: list[str], num_sides: int, vocabulary: _Vocabulary) -> _Chunk:
+    """Return the words of a chunk of texts, of which `num_sides` after another are one row."""
+    other_signs: list[tuple[int, int]] = []
     raw = []
     for place, text in enumerate(texts):
         if text.isascii():
             raw.append(text.encode())
         else:
             raw.append(word_text(text).encode("utf-8", "replace"))
-            signs_at += [(place, ord(sign)) for sign in money_signs(text)]
-    lengths = np.fromiter(map(len, raw), np.int64, len(raw)) + 1
-    ends = np.cumsum(lengths)
+            other_signs += [(place, ord(sign)) for sign in money_signs(text)]
+    ends = np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)) + 1)
     buffer = b" ".join([*raw, b""])
-    parts.signs.append(_signs(np.frombuffer(buffer, dtype=np.uint8), ends, signs_at, start))
-    letters = np.frombuffer(buffer.translate(WORD_BYTES), dtype=np.uint8)
-    blank = letters == _SPACE
-    after = np.ones(len(letters), dtype=np.bool_)
-    after[1:] = blank[:-1]
-    begins = np.flatnonzero(~blank & after)
-    word_ends = np.flatnonzero(blank & ~after)
-    word_lengths = word_ends - begins
-    found = _dictionary(letters[~blank], word_lengths, vocabulary)
-    sizes = np.diff(np.searchsorted(begins, np.r_[0, ends])) if len(ends) else np.zeros(0, dtype=np.int64)
-    parts.ids.append(found)
-    parts.sizes.append(sizes)
-    # One blank after each word, but none after the last word of a row: what MinHash splits at.
-    row_sizes = sizes.reshape(-1, num_sides)
-    keep = ~blank
-    keep[word_ends] = True
-    spans = np.r_[0, np.cumsum(word_lengths + 1)]
-    parts.whole.append(_joined(letters, keep, word_ends, spans, np.cumsum(row_sizes.sum(axis=1))))
-    if num_sides == 1:
-        parts.first.append(parts.whole[-1])
-        return
-    of_first = np.repeat(np.tile([True, *[False] * (num_sides - 1)], len(row_sizes)), sizes)
-    inside = np.repeat(np.tile([True, *[False] * (num_sides - 1)], len(row_sizes)), lengths)
-    spans = np.r_[0, np.cumsum((word_lengths + 1)[of_first])]
-    parts.first.append(_joined(letters, keep & inside, word_ends[of_first], spans, np.cumsum(row_sizes[:, 0])))
-
-
-def _joined(letters: npt.NDArray[np.uint8], keep: Flags, word_ends: Ints, spans: Ints, last_words: Ints) -> pa.Array:
-    """Rows as strings: words with one blank between. `last_words` is the number of words up to each row's end."""
-    keep = keep.copy()
-    counts = np.diff(np.r_[0, last_words])
-    keep[word_ends[last_words[counts > 0] - 1]] = False
-    offsets = np.r_[0, spans[last_words] - np.cumsum(counts > 0)].astype(np.int64)
-    data = pa.py_buffer(letters[keep].tobytes())
-    return pa.LargeStringArray.from_buffers(len(counts), pa.py_buffer(offsets.tobytes()), data)
-
-
-def _dictionary(data: npt.NDArray[np.uint8], lengths: Ints, vocabulary: dict[str, int]) -> npt.NDArray[np.int32]:
-    """Vocabulary numbers of the words of one chunk; new words are added."""
-    offsets = np.r_[0, np.cumsum(lengths)].astype(np.int64)
-    words = pa.LargeStringArray.from_buffers(
-        len(lengths), pa.py_buffer(offsets.tobytes()), pa.py_buffer(data.tobytes())
+    split = _split(buffer.translate(WORD_BYTES), ends)
+    starts = split.offsets.to_numpy()
+    encoded = split.flatten().dictionary_encode()
+    names = vocabulary.add_(encoded.dictionary.to_pylist())
+    has_number = np.fromiter((bool(vocabulary.numbers[word]) for word in names.tolist()), np.bool_, len(names))
+    places = encoded.indices.to_numpy()
+    ids = names[places]
+    text_of = np.repeat(np.arange(len(texts)), np.diff(starts))
+    packed = sorted_unique((text_of << 32) | ids)
+    at = np.flatnonzero(has_number[places])
+    sides = _with_blanks(split)
+    rows = split if num_sides == 1 else pa.ListArray.from_arrays(split.offsets[::num_sides], split.values)
+    return _Chunk(
+        words=(packed & 0xFFFFFFFF).astype(np.int32),
+        sizes=np.bincount(packed >> 32, minlength=len(texts)),
+        with_numbers=(text_of[at], ids[at]),
+        signs=_signs(np.frombuffer(buffer, dtype=np.uint8), ends, other_signs),
+        hashes=_hashes(sides),
+        first=sides if num_sides == 1 else sides.take(pa.array(np.arange(0, len(texts), num_sides))),
+        whole=sides if num_sides == 1 else _with_blanks(rows),
     )
-    encoded = words.dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    number_of = np.fromiter((vocabulary.setdefault(name, len(vocabulary)) for name in names), np.int32, len(names))
-    found: npt.NDArray[np.int32] = number_of[encoded.indices.to_numpy()] if len(names) else np.zeros(0, dtype=np.int32)
-    return found
 
 
-def _signs(raw: npt.NDArray[np.uint8], ends: Ints, others: list[tuple[int, int]], start: int) -> tuple[Ints, Ints]:
+def _split(letters: bytes, ends: Ints) -> pa.ListArray:
+    """The words of texts that lie one after the other, with a blank behind each; `ends` is where the blanks end."""
+    offsets = pa.py_buffer(np.r_[0, ends].tobytes())
+    texts = pc.ascii_trim_whitespace(pa.LargeStringArray.from_buffers(len(ends), offsets, pa.py_buffer(letters)))
+    # An empty text would be split into one empty word.
+    texts = pc.if_else(pc.equal(pc.binary_length(texts), 0), pa.scalar(None, pa.large_string()), texts)
+    return pc.ascii_split_whitespace(texts)
+
+
+def _with_blanks(words: pa.ListArray) -> pa.Array:
+    """Each list of words as a text with one blank between words: what MinHash splits at."""
+    return pc.fill_null(pc.binary_join(words, pa.scalar(" ", pa.large_string())), "")
+
+
+def _hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
+    """A hash of the words of each text in order; 0 for texts without words."""
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    view = memoryview(data if data is not None else b"")
+    found = (xxhash.xxh3_64_intdigest(view[a:b]) if b > a else 0 for a, b in pairwise(ends))
+    return np.fromiter(found, np.uint64, len(texts))
+
+
+def _signs(raw: npt.NDArray[np.uint8], ends: Ints, others: list[tuple[int, int]]) -> tuple[Ints, Ints]:
     """Text and code of each sign of money or percent; those of texts that are not ASCII are given."""
     at = np.flatnonzero((raw == ord("$")) | (raw == ord("%")))
     texts = np.searchsorted(ends, at, side="right")
     more = np.array(others, dtype=np.int64).reshape(-1, 2)
-    return np.r_[texts, more[:, 0]] + start, np.r_[raw[at].astype(np.int64), more[:, 1]]
+    return np.r_[texts, more[:, 0]], np.r_[raw[at].astype(np.int64), more[:, 1]]
 
 
-def _sequence_hashes(ids: npt.NDArray[np.int32], sizes: Ints) -> npt.NDArray[np.uint64]:
-    """A hash of the words of each text in order that does not depend on vocabulary numbers of other texts."""
-    starts = np.cumsum(sizes) - sizes
-    place = np.arange(len(ids), dtype=np.uint64) - np.repeat(starts, sizes).astype(np.uint64)
-    mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(31)
-    mixed *= (place * np.uint64(2) + np.uint64(3)) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(29)
-    out = np.zeros(len(sizes), dtype=np.uint64)
-    some = sizes > 0
-    if some.any():
-        out[some] = np.add.reduceat(mixed, starts[some])
-    return out
-
-
-def _sets(ids: npt.NDArray[np.int32], text: Ints, num_texts: int, num_words: int) -> sp.csr_matrix:
-    """Which words each text holds, in order of their numbers."""
-    packed = sorted_unique((text << 32) | ids)
-    starts = np.r_[0, np.cumsum(np.bincount(packed >> 32, minlength=num_texts))]
-    indices = (packed & 0xFFFFFFFF).astype(np.int32)
-    return sp.csr_matrix((np.ones(len(indices), dtype=np.float32), indices, starts), shape=(num_texts, num_words))
-
-
-def _numbers(
-    ids: npt.NDArray[np.int32], text: Ints, signs: list[tuple[Ints, Ints]], vocabulary: list[str], num_texts: int
-) -> sp.csr_matrix:
+def _numbers(chunks: Sequence[_Chunk], numbers_in: Sequence[Sequence[str]]) -> sp.csr_matrix:
     """How often each number, and each sign of money, stands in each text."""
-    found = [numbers(word) for word in vocabulary]
     names: dict[str, int] = {}
-    sizes = np.fromiter(map(len, found), np.int64, len(found))
-    flat = np.fromiter((names.setdefault(n, len(names)) for word in found for n in word), np.int64, int(sizes.sum()))
+    sizes = np.fromiter(map(len, numbers_in), np.int64, len(numbers_in))
+    flat = np.fromiter(
+        (names.setdefault(number, len(names)) for word in numbers_in for number in word), np.int64, int(sizes.sum())
+    )
     starts = np.cumsum(sizes) - sizes
-    at = np.flatnonzero(sizes[ids] > 0) if len(ids) else np.zeros(0, dtype=np.int64)
-    many = sizes[ids[at]]
-    rows = [np.repeat(text[at], many)]
-    offsets = np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many)
-    columns = [flat[np.repeat(starts[ids[at]], many) + offsets]]
-    for texts, codes in signs:
-        rows.append(texts)
-        columns.append(
-            np.fromiter((names.setdefault(chr(c), len(names)) for c in codes.tolist()), np.int64, len(codes))
-        )
+    rows, columns = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    first = 0
+    for chunk in chunks:
+        texts, words = chunk.with_numbers
+        many = sizes[words]
+        offsets = np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many)
+        sign_texts, codes = chunk.signs
+        signs = [names.setdefault(chr(code), len(names)) for code in codes.tolist()]
+        rows += [np.repeat(texts, many) + first, sign_texts + first]
+        columns += [flat[np.repeat(starts[words], many) + offsets], np.array(signs, dtype=np.int64)]
+        first += len(chunk.sizes)
     row, column = np.concatenate(rows), np.concatenate(columns)
     ones = np.ones(len(row), dtype=np.int32)
-    return sp.coo_matrix((ones, (row, column)), shape=(num_texts, max(1, len(names)))).tocsr()
+    return sp.coo_matrix((ones, (row, column)), shape=(first, max(1, len(names)))).tocsr()
 
 
 def sorted_unique(values: Ints) -> Ints:
