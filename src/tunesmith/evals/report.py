@@ -33,9 +33,10 @@ def evaluation_page(title: str, results: Mapping[str, JSON], samples: Sequence[M
     sections = [
         Section("Figures", _figures(results)),
         *([Section("Tuned against base", [_paired(results)])] if results["paired"] else []),
+        *([Section("Training seeds", _seeds(results))] if results.get("adapters") else []),
         *([Section("Slices", _slices(results))] if results["slices"] else []),
         *([Section("Failures", _failures(results))] if results.get("failures") else []),
-        Section("Answers side by side", _samples(samples)),
+        *([Section("Answers side by side", _samples(samples))] if samples else []),
         Section("How it was measured", _circumstances(results)),
     ]
     asked = f"{results['n']} items, {' and '.join(results['systems'])}, {results['dtype']}"
@@ -116,6 +117,36 @@ def _paired(results: Mapping[str, JSON]) -> Markup:
         )
     headers = ["metric", "difference", "95% interval", "p", "verdict", "only tuned / only base", "smallest visible"]
     return table(headers, rows)
+
+
+def _seeds(results: Mapping[str, JSON]) -> list[Markup]:
+    """Show each seed's figure, how far seeds lie apart, and what other items would change."""
+    number = len(results["adapters"])
+    parts = [
+        lead(f"{number} adapters that differ in their training seed. The joint interval holds both kinds of noise.")
+    ]
+    rows: list[list[Cell]] = []
+    for name, entry in results["tuned"].items():
+        seeds, items = entry["seeds"], entry["items"]
+        rows.append(
+            [
+                name,
+                *(Number(_share(value)) for value in seeds["values"]),
+                Number(_share(seeds["mean"])),
+                Number(f"{seeds['sd']:.3g}"),
+                _span(items),
+                _span(entry),
+            ]
+        )
+    headers = [
+        "metric",
+        *(f"seed {n}" for n in range(1, number + 1)),
+        "mean",
+        "SD of seeds",
+        "95%, other items",
+        "95%, both",
+    ]
+    return [*parts, table(headers, rows)]
 
 
 def _slices(results: Mapping[str, JSON]) -> list[Markup]:

@@ -46,6 +46,7 @@ class BundleInputs(Inputs):
     contract: Artifact = role("contract", table="contract")
     splits: Artifact = role("splits", table="split")
     evaluation: Artifact = role("evaluation", table="evaluate")
+    seeds: Artifact | None = role("evaluation", table="seeds", optional=True)
     hardening: Artifact | None = role("evaluation", table="harden", optional=True)
     benchmark: Artifact | None = role("evaluation", table="benchmark", optional=True)
     lm_eval: Artifact | None = role("evaluation", table="lm_eval", optional=True)
@@ -107,7 +108,10 @@ def bundle(inputs: BundleInputs, spec: BundleSpec, ctx: Context) -> Summary:
     contract = load_contract(inputs.contract.path)
     results = _results(inputs.evaluation)
     hardening = None if inputs.hardening is None else _results(inputs.hardening)
-    reports = [report for report in (results, hardening, *_task_results(inputs).values()) if report is not None]
+    # Criteria look through reports in order: where several seeds were trained, their mean decides and not one of them
+    over_seeds = None if inputs.seeds is None else _results(inputs.seeds)
+    every = (over_seeds, results, hardening, *_task_results(inputs).values())
+    reports = [report for report in every if report is not None]
     for report in reports:
         _check_same(report, inputs, contract)
     verdicts = check_criteria(contract.criteria, reports)
@@ -175,8 +179,10 @@ def _task_results(inputs: BundleInputs) -> dict[str, dict[str, Any]]:
 def _check_same(report: Mapping[str, Any], inputs: BundleInputs, contract: Contract) -> None:
     """Refuse figures that were measured of something else than what is bundled."""
     measured = report["fingerprints"]
+    adapters = report.get("adapters", [measured["adapter"]])
+    one = inputs.adapter.fingerprint if inputs.adapter.fingerprint in adapters else adapters[0]
     for what, found, bundled in (
-        ("adapter", measured["adapter"], inputs.adapter.fingerprint),
+        ("adapter", one, inputs.adapter.fingerprint),
         ("base", measured["base"], inputs.base.fingerprint),
         ("contract", report["contract_sha256"], contract.sha256),
     ):

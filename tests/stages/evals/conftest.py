@@ -210,3 +210,9 @@ def stage_context(tmp_path) -> Context:
         workers=1,
         device="cpu",
     )
+
+
+@pytest.fixture
+def make_artifact():
+    """`make_artifact(root, kind) -> Artifact`, empty."""
+    return artifact
