@@ -68,13 +68,17 @@ _CITY_END = re.compile(
 _CORNER = re.compile(r"(?i:\b(?:the )?corner of )$")
 _OTHER_STREET = re.compile(rf" and {_NAME}(?: {_NAME}){{0,3}}")
 
-_YEAR = re.compile(r"(?:1[89]|20)\d{2} ")
+_YEAR = re.compile(r"(?:1[89]|20)\d{2}(?:-(?:1[89]|20)?\d{2})?,? ")
+_COPYRIGHT = re.compile(r"copyright|\(c\)|©", re.IGNORECASE)
 _AT_A_TIME = re.compile(r"\b(?:the|in|of|since|volume|vol\.?|chapter|part|no\.?) $", re.IGNORECASE)
 
 
 def _address(match: re.Match[str]) -> tuple[int, int] | None:
     """The street, and what follows it up to a post code, over line breaks as well; no "the 1929 Wall Street crash"."""
-    if _YEAR.match(match.group()) and _AT_A_TIME.search(match.string, max(0, match.start() - 8), match.start()):
+    if _YEAR.match(match.group()) and (
+        _AT_A_TIME.search(match.string, max(0, match.start() - 8), match.start())
+        or _COPYRIGHT.search(match.string, max(0, match.start() - 64), match.start())
+    ):
         return None
     return _start(match), _end(match)
 

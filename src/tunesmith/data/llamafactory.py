@@ -36,6 +36,19 @@ _COLUMNS = {
 """LLaMA-Factory's name of a column -> ours."""
 _DEFAULTS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
 _MEDIA = ("images", "videos", "audios")
+_READ_KEYS = ("file_name", "formatting", "ranking", "columns", "tags", "subset", "split", "folder")
+"""Keys of a local entry; the last three only mean something on a hub."""
+_FORMATTING = ("alpaca", "sharegpt", "openai")
+_OPENAI_TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+"""Tags of `formatting: openai`, which its entry need not say."""
 _TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -93,6 +106,7 @@ def entry_of(folder: Path, name: str) -> Entry:
             found=str(hub),
             hint="name it under ingest.hub with a revision, or download it and point file_name at it",
         )
+    _refuse_unknown(entry, name, where)
     columns = entry.get("columns", {})
     media = [column for column in _MEDIA if column in columns]
     unknown = [column for column in columns if column not in _COLUMNS and column not in _MEDIA]
@@ -110,6 +124,24 @@ def entry_of(folder: Path, name: str) -> Entry:
     return _entry(path, entry, columns)
 
 
+def _refuse_unknown(entry: Mapping[str, JSON], name: str, where: str) -> None:
+    """Raise `DataError` for what an entry says that is not done: rows would differ from LLaMA-Factory's unnoticed."""
+    tags = entry.get("tags", {})
+    unknown = [key for key in entry if key not in _READ_KEYS and not key.endswith("_url")]
+    unknown += [f"tags.{tag}" for tag in tags if tag not in _TAGS] if isinstance(tags, Mapping) else ["tags"]
+    if entry.get("formatting", "alpaca") not in _FORMATTING:
+        unknown.append(f"formatting: {entry['formatting']}")
+    if unknown:
+        hint = "take it out to read all rows; ingest has no sampling" if "num_samples" in unknown else None
+        raise DataError(
+            f"the data set {name!r} says what is not read",
+            where=where,
+            expected=f"keys out of {', '.join(_READ_KEYS)}; formatting {', '.join(_FORMATTING)}",
+            found=", ".join(unknown),
+            hint=hint,
+        )
+
+
 def _read(info: Path) -> dict[str, dict[str, JSON]]:
     try:
         known = json.loads(info.read_text(encoding="utf-8"))
@@ -125,6 +157,9 @@ def _read(info: Path) -> dict[str, dict[str, JSON]]:
 def _entry(path: Path, entry: Mapping[str, JSON], columns: Mapping[str, str]) -> Entry:
     named = {_COLUMNS[column]: at for column, at in columns.items()}
     tags = {tag: said for tag, said in entry.get("tags", {}).items() if tag in _TAGS and said != _TAGS[tag]}
+    if entry.get("formatting") == "openai":
+        tags = {tag: said for tag, said in {**_OPENAI_TAGS, **entry.get("tags", {})}.items() if said != _TAGS[tag]}
+        return Entry(path=path, columns={"messages": "messages", **named}, tags=tags)
     if entry.get("formatting", "alpaca") == "sharegpt":
         return Entry(path=path, columns={"messages": _DEFAULTS["messages"], **named}, tags=tags)
     defaults = {_COLUMNS[column]: at for column, at in _DEFAULTS.items() if column != "messages"}

@@ -84,10 +84,18 @@ def _unwrapped(record: Mapping[str, JSON], keys: tuple[str, ...]) -> Mapping[str
     """The body of a request or a response; batch results wrap it in `body` once more."""
     for key in keys:
         value = parsed(record.get(key))
+        if _is_content(value):
+            return {"content": value}  # TensorZero's output: the parts of one answer
         if isinstance(value, Mapping):
             inner = parsed(value.get("body"))
             return inner if isinstance(inner, Mapping) else value
     return None
+
+
+def _is_content(value: JSON) -> bool:
+    """Whether a value is a list of typed parts that are no messages."""
+    parts = value if isinstance(value, list) else []
+    return bool(parts) and all(isinstance(part, Mapping) and "type" in part and "role" not in part for part in parts)
 
 
 def _asked(request: Mapping[str, JSON]) -> tuple[Message, ...]:

@@ -62,7 +62,8 @@ def _iban(match: re.Match[str]) -> tuple[int, int] | None:
 
 
 _NO_HOST = re.compile(
-    r"(?:\bv|table|section|chapter|figure|clause|appendix|version|release|build|firmware|update to|\bEC"
+    r"(?:\bv|table|section|chapter|figure|clause|appendix|version|release|build|firmware|\bEC"
+    r"|(?:up|down)(?:grade|date)[ds]?(?: \S{1,16})?(?: to)?"
     r"|pip install\b[^\n]*)\W*$",
     re.IGNORECASE,
 )

@@ -33,7 +33,9 @@ _OTHER_NUMBER = re.compile(
 )
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _DATE_LIKE = re.compile(rf"{_DAY}[-./ ]{_DAY}[-./ ](?:19|20)?\d{{2}}|(?:19|20)\d{{2}}[-./ ]\d{{1,2}}[-./ ]\d{{1,2}}.*")
-_NOT_PHONES = re.compile(r"(?:19|20)\d{2}-(?:19|20)\d{2}|\d+\.\d+|0?123456789?0?|97[89](?:[- ]?\d){10}")
+_NOT_PHONES = re.compile(
+    r"(?:19|20)\d{2}-(?:19|20)\d{2}|\d+\.\d+|0?123456789?0?|(?:\d\d ){5,}\d\d|97[89](?:[- ]?\d){10}"
+)
 _DIGITS_WITH_SIGN = re.compile(r"\+\d{1,9}")
 """A number with its sign, as in `tail -n +347340107`; international numbers have ten digits or are grouped."""
 _EXIT_CODE = re.compile(r"00 ?[1-9]\d{0,2}[ ().-]")

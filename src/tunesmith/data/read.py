@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tunesmith.data.files import SIDES
 from tunesmith.data.logs import iso_time
+from tunesmith.data.overlooked import FOREIGN, refuse_class, refuse_columns, unread_field
 from tunesmith.data.records import BadRecord, Record, type_name
 from tunesmith.data.shapes import (
     Converted,
@@ -75,10 +76,14 @@ def rows_of(
     """
     records = _watched(records, origin, name)
     probe = list(itertools.islice(records, _PROBE_RECORDS))
+    if not probe:
+        raise DataError(f"{name} gives no records", where=name, expected="at least one record", found="none")
     if origin.prepare is not None:
         prepare = origin.prepare
         probe = [_prepared(record, prepare) for record in probe]
         records = (_prepared(record, prepare) for record in records)
+    if len(probe) == 1:
+        refuse_columns(probe[0], name)
     shape = origin.shape or _shape_of(probe, origin, name)
     items = (_row_or_reject(record, origin, shape, name, side) for record in itertools.chain(probe, records))
     return shape, items
@@ -111,6 +116,8 @@ def _shape_of(probe: list[Record | BadRecord], origin: Origin, name: str) -> Sha
             found=f"the fields {names_of(readable[0].value)}",
             hint=_misspelt(readable[0].value, origin) or _shape_hint(readable[0].value, name, is_alone=len(probe) == 1),
         )
+    if shape is Shape.TEXT:
+        refuse_class(readable[0], name)
     return shape
 
 
@@ -172,10 +179,14 @@ def _shape_hint(record: Mapping[str, JSON], name: str, *, is_alone: bool) -> str
     ]
     if inner and is_alone and name.endswith(".json"):
         return f"if its rows stand under {inner[0]!r}, take them out: jq -c '.{inner[0]}[]' {name} > rows.jsonl"
+    if (foreign := next((key for key in FOREIGN if key in record), None)) is not None:
+        return FOREIGN[foreign]
     near = near_columns(record)
     if near:
         return "map the fields: columns: {" + ", ".join(f"{wanted}: {said}" for wanted, said in near.items()) + "}"
-    hint = "map the fields, for example columns: {prompt: question, completion: reply}"
+    texts = [str(key) for key, value in record.items() if isinstance(value, str)]
+    pair = texts if len(texts) == 2 else ("question", "reply")
+    hint = f"map the fields, for example columns: {{prompt: {pair[0]}, completion: {pair[1]}}}"
     if Path(name).suffix in (".csv", ".tsv"):
         return f"the first line must name the columns; {hint}"
     return hint
@@ -214,6 +225,9 @@ def _reject(origin: Origin, name: str, line: int, reason: str, detail: str, raw:
 def _row(record: Record, origin: Origin, shape: Shape, name: str, side: str | None) -> Row:
     values = record.value
     converted = convert(values, shape, columns=origin.columns)
+    problem = unread_field(values, shape, origin.columns) if origin.shape is None else None
+    if problem is not None:
+        raise problem
     _check(converted)
     if origin.consent_field is not None:
         _check_consent(values.get(origin.consent_field), origin.consent_field)

@@ -92,6 +92,7 @@ def _is_placeholder(value: str) -> bool:
 _STAND_INS = (
     "your",
     "password",
+    "passwd",
     "example",
     "placeholder",
     "changeme",
@@ -108,7 +109,13 @@ def _password(match: re.Match[str]) -> tuple[int, int] | None:
     """A password holds something besides letters, or letters of both cases within the word; no full stop after it."""
     value = _value(match).rstrip(".!?:)]}")
     start = whole(match)[0]
+    if match.string[start - 1 : start] not in ('"', "'", "`") and _EXPRESSION.match(value):
+        return None
     return (start, start + len(value)) if _is_password(value) else None
+
+
+_EXPRESSION = re.compile(r"[A-Za-z_][\w.]*(?:->\w+)*[(\[]")
+"""A call or an element, as `password = prompt(text)` has it: not what it gives."""
 
 
 def _is_password(value: str) -> bool:
@@ -221,11 +228,16 @@ SECRETS: tuple[Pattern, ...] = (
     Pattern(
         kind="PASSWORD",
         regex=re.compile(
-            r"(?i:<(?:[\w.-]{1,40}[:.])?\w{0,20}(?:password|passwd|pwd|secret)>|\bidentified by [\"'])"
-            r"(?P<value>[^\s<\"']{6,64})(?=</|[\"'])"
+            r"(?i:<(?:[\w.-]{1,40}[:.])?\w{0,20}(?:password|passwd|pwd|secret)>)(?P<value>[^\s<\"']{6,64})(?=</)"
         ),
         fit=_password,
-        hints=("password>", "passwd>", "pwd>", "secret>", "identified by"),
+        hints=("password>", "passwd>", "pwd>", "secret>"),
+    ),
+    Pattern(
+        kind="PASSWORD",
+        regex=re.compile(r"(?i:\bidentified by )[\"'](?P<value>[^\s\"']{6,64})(?=[\"'])"),
+        fit=_password,
+        hints=("identified by",),
     ),
     Pattern(
         kind="PASSWORD",

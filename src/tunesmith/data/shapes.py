@@ -22,11 +22,11 @@ import difflib
 import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.data.logs import logged_exchange, looks_logged
 from tunesmith.data.records import type_name
-from tunesmith.data.turns import RowProblem, messages_of, parsed, refuse, tools_of, turn_of
+from tunesmith.data.turns import RowProblem, content_of, messages_of, parsed, refuse, tools_of, turn_of
 from tunesmith.errors import nearest
 from tunesmith.types import JSON, Conversation, Message
 
@@ -65,6 +65,8 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("query", "response"),
     ("instruction", "response"),
     ("input", "output"),
+    ("question", "response"),
+    ("text_input", "output"),
     ("user", "assistant"),
     ("problem", "solution"),
 )
@@ -76,8 +78,13 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "rejected": ("rejected", "rejected_messages", "non_preferred_output"),
     "label": ("label", "kto_tag", "desirable"),
     "tools": ("tools", "functions"),
+    "system": ("system", "system_prompt"),
 }
 """Field of a shape -> the names under which it is found in the field."""
+
+
+REJECTED_ANSWER = "rejected_response"
+"""ms-swift's field beside a whole conversation: the answer that was not chosen."""
 
 
 def field_of(record: Mapping[str, JSON], name: str, columns: Mapping[str, str]) -> JSON:
@@ -95,6 +102,8 @@ def detect_shape(record: Mapping[str, JSON], columns: Mapping[str, str]) -> Shap
     turns = field_of(record, "messages", columns)
     if field_of(record, "chosen", columns) is not None and field_of(record, "rejected", columns) is not None:
         return Shape.PREFERENCE
+    if record.get(REJECTED_ANSWER) and "rejected" not in columns:
+        return Shape.PREFERENCE
     has_pair = _pair(record, columns) is not None
     is_alpaca = field_of(record, "instruction", columns) is not None and field_of(record, "output", columns) is not None
     if isinstance(_kto_flag(record, columns), bool) and (turns is not None or has_pair or is_alpaca):
@@ -102,7 +111,7 @@ def detect_shape(record: Mapping[str, JSON], columns: Mapping[str, str]) -> Shap
     if looks_logged(record):
         return Shape.REQUEST_LOG
     if turns is not None:
-        return Shape.SHAREGPT if _is_sharegpt(parsed(turns)) else Shape.MESSAGES
+        return Shape.SHAREGPT if _is_sharegpt(_rows_of_columns(parsed(turns))) else Shape.MESSAGES
     if is_alpaca:
         return Shape.ALPACA
     if has_pair:
@@ -147,7 +156,7 @@ def convert(record: Mapping[str, JSON], shape: Shape, *, columns: Mapping[str, s
 def names_of(record: Mapping[str, JSON]) -> str:
     """Return the fields of a record, as an error says them; those that are empty or hold records are marked."""
     said = [repr(str(name)) + _mark(value) for name, value in list(record.items())[:8]]
-    return ", ".join(said) + (" ..." if len(record) > 8 else "") if said else "no field"
+    return ", ".join(said) + (" ..." if len(record) > 8 else "") if said else "(none)"
 
 
 def _mark(value: JSON) -> str:
@@ -230,22 +239,33 @@ def _optional_text(record: Mapping[str, JSON], name: str, columns: Mapping[str, 
 
 
 def _system(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
-    text = _optional_text(record, "system", columns)
-    return (Message(role="system", content=text),) if text is not None else ()
+    value = field_of(record, "system", columns)
+    if isinstance(value, list):
+        text, _, _ = content_of(value, columns.get("system", "system"))  # Anthropic's list of text blocks
+    else:
+        text = _optional_text(record, "system", columns)
+    return (Message(role="system", content=text),) if text else ()
 
 
 def _alpaca(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
     """Instruction and input joined by one line break, as LLaMA-Factory joins them; history before."""
-    messages = [*_system(record, columns)]
-    history = field_of(record, "history", columns) or []
+    asked = Message(role="user", content=_instruction(record, columns))
+    answer = Message(role="assistant", content=_text(record, "output", columns))
+    return (*_system(record, columns), *_history(record, columns), asked, answer)
+
+
+def _history(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Message, ...]:
+    """Earlier turns as pairs of question and answer (LLaMA-Factory, ms-swift), or as messages."""
+    history = parsed(field_of(record, "history", columns)) or []
     if not isinstance(history, list):
         refuse("wrong_type", "history", expected="a list of pairs", found=type_name(history))
+    if history and isinstance(history[0], Mapping):
+        return messages_of(history, "history")
+    messages = []
     for index, pair in enumerate(history):
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             refuse("wrong_type", f"history[{index}]", expected="[question, answer]", found=f"{pair!r:.80}")
         messages += [Message(role="user", content=pair[0]), Message(role="assistant", content=pair[1])]
-    messages.append(Message(role="user", content=_instruction(record, columns)))
-    messages.append(Message(role="assistant", content=_text(record, "output", columns)))
     return tuple(messages)
 
 
@@ -262,7 +282,18 @@ def _completion(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple
     prompt, answer = (_parsed_turns(record[name]) for name in pair)
     left = messages_of(prompt, pair[0]) if isinstance(prompt, list) else _said(prompt, "user", pair[0])
     right = messages_of(answer, pair[1]) if isinstance(answer, list) else _said(answer, "assistant", pair[1])
-    return (*_system(record, columns), *left, *right)
+    extra = _extra(record, pair, columns)
+    if extra is not None and len(left) == 1 and left[0].content is not None:
+        left = (replace(left[0], content=f"{left[0].content}\n{extra}"),)
+    return (*_system(record, columns), *_history(record, columns), *left, *right)
+
+
+def _extra(record: Mapping[str, JSON], pair: tuple[str, str], columns: Mapping[str, str]) -> str | None:
+    """Text that belongs to the prompt: a mapped `input`, or the context and input of an instruction (Dolly)."""
+    if "input" in columns:
+        return _optional_text(record, "input", columns)
+    names = ("input", "context") if pair[0] == "instruction" else ()
+    return next((_text(record, name, {}) for name in names if record.get(name)), None)
 
 
 def _said(value: JSON, role: str, name: str) -> tuple[Message, ...]:
@@ -289,10 +320,24 @@ def _turns(record: Mapping[str, JSON], columns: Mapping[str, str]) -> tuple[Mess
     shown = columns.get("messages", next((name for name in ALIASES["messages"] if name in record), "messages"))
     if value is None:
         refuse("missing_field", shown, expected="a list of messages", found=f"the fields {names_of(record)}")
-    return (*_system(record, columns), *messages_of(value, shown))
+    return (*_system(record, columns), *messages_of(_rows_of_columns(value), shown))
+
+
+def _rows_of_columns(value: JSON) -> JSON:
+    """Messages that stand as lists of equal length, one a field (a `Sequence` of `datasets`), as a list of messages."""
+    if not isinstance(value, Mapping) or not ("role" in value or "from" in value):
+        return value
+    lengths = {len(column) if isinstance(column, list) else -1 for column in value.values()}
+    if len(lengths) != 1 or -1 in lengths:
+        return value
+    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
 
 
 def _preference(record: Mapping[str, JSON], columns: Mapping[str, str]) -> Converted:
+    if record.get(REJECTED_ANSWER) and field_of(record, "rejected", columns) is None:
+        *asked, answer = _answered(record, columns)
+        other = _side(record, "rejected", {**columns, "rejected": REJECTED_ANSWER})
+        return Converted(conversation=_conversation(record, (*asked, answer), columns), rejected=other)
     chosen, rejected = _side(record, "chosen", columns), _side(record, "rejected", columns)
     shared = 0
     while shared < min(len(chosen), len(rejected)) and _same(chosen[shared], rejected[shared]):

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import NoReturn, cast
 
-from tunesmith.data.records import type_name
+from tunesmith.data.records import excerpt, type_name
 from tunesmith.types import JSON, ROLES, Message, Role, ToolCall
 
 
@@ -40,6 +40,8 @@ SPEAKERS: Mapping[str, str] = {
     "bard": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
+    "prompter": "user",
     "system": "system",
     "developer": "developer",
     "function_call": "function_call",
@@ -53,7 +55,7 @@ SPEAKERS: Mapping[str, str] = {
 """Names of a speaker in the field -> role; `function_call` is an assistant turn that is a call (LLaMA-Factory)."""
 
 TEXT_PARTS = ("text", "input_text", "output_text")
-THOUGHT_PARTS = ("reasoning", "thinking")
+THOUGHT_PARTS = ("reasoning", "thinking", "thought", "reasoning.text")
 UNREADABLE_THOUGHTS = ("redacted_thinking",)
 """Encrypted reasoning (Anthropic): the turn is whole without it."""
 CALL_PARTS = ("tool_call", "tool_calls", "function_call")
@@ -63,8 +65,15 @@ _BODY_KEYS = ("text", "value", "content", "thinking")
 def messages_of(value: JSON, name: str) -> tuple[Message, ...]:
     """Read a list of messages. `name` is the field it stands in. Raises `RowProblem`."""
     if not isinstance(value, list):
-        refuse("wrong_type", name, expected="a list of messages", found=type_name(value))
+        refuse("wrong_type", name, expected="a list of messages", found=_noted(value))
     return tuple(message for index, item in enumerate(value) for message in turn_of(item, f"{name}[{index}]"))
+
+
+def _noted(value: JSON) -> str:
+    """The type of a value, and that a list was written as Python shows it, which no reader of JSON takes."""
+    if isinstance(value, str) and value.lstrip().startswith(("[{'", "{'", "[array", "array(")):
+        return f"text in Python's notation ({excerpt(value)}): write each cell with json.dumps"
+    return type_name(value)
 
 
 def turn_of(value: JSON, name: str) -> tuple[Message, ...]:
@@ -75,6 +84,11 @@ def turn_of(value: JSON, name: str) -> tuple[Message, ...]:
         return (_sharegpt(value, name),)
     if value.get("type") in ("function_call", "function_call_output", "reasoning") and "role" not in value:
         return (_responses_item(value, name),)
+    if str(value.get("type")).endswith("_call") and "role" not in value:
+        expected = "messages, function calls and their outputs"
+        refuse(
+            "unsupported_part", f"{name}.type", expected=expected, found=f"a call of a hosted tool, {value['type']!r}"
+        )
     results = _tool_results(value, name)
     if results:
         rest = [part for part in value["content"] if part.get("type") != "tool_result"]
@@ -104,7 +118,10 @@ def _role(value: Mapping[str, JSON], name: str) -> Role:
 def _message(value: Mapping[str, JSON], name: str) -> Message:
     role = _role(value, name)
     key = next((key for key in ("content", "value", "text") if value.get(key) is not None), "content")
-    content, thought, part_calls = content_of(value.get(key), f"{name}.{key}")
+    said = value.get(key)
+    if role == "tool" and isinstance(said, Mapping) and "type" not in said:
+        said = json.dumps(said, ensure_ascii=False)  # a result as an object is its JSON text
+    content, thought, part_calls = content_of(said, f"{name}.{key}")
     calls = (*part_calls, *_tool_calls(value, f"{name}.tool_calls"))
     if content is None and not calls:
         if isinstance(value.get("refusal"), str):
@@ -116,6 +133,8 @@ def _message(value: Mapping[str, JSON], name: str) -> Message:
     own_thought = value.get("reasoning_content") or value.get("reasoning") or value.get("thinking")
     if own_thought is not None and not isinstance(own_thought, str):
         refuse("wrong_type", f"{name}.reasoning_content", expected="text", found=type_name(own_thought))
+    if own_thought is None and isinstance(value.get("reasoning_details"), list):
+        own_thought = _detailed_thought(value["reasoning_details"])
     train, weight = _marks(value, role, name)
     return Message(
         role=role,
@@ -128,6 +147,12 @@ def _message(value: Mapping[str, JSON], name: str) -> Message:
         weight=weight,
         spans=_weighted_parts(value.get("spans"), content or "", f"{name}.spans"),
     )
+
+
+def _detailed_thought(details: list[JSON]) -> str | None:
+    """The readable parts of OpenRouter's `reasoning_details`; encrypted ones and summaries are none."""
+    texts = [part["text"] for part in details if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
+    return "".join(texts) or None
 
 
 def _weighted_parts(value: JSON, content: str, name: str) -> tuple[tuple[int, int, float], ...]:
@@ -211,8 +236,9 @@ def _tool_results(value: Mapping[str, JSON], name: str) -> tuple[Message, ...]:
     results = []
     for index, part in enumerate(content):
         if isinstance(part, Mapping) and part.get("type") == "tool_result":
-            text, _, _ = content_of(part.get("content"), f"{name}.content[{index}].content")
-            call_id = _text(part, "tool_use_id", f"{name}.content[{index}]")
+            said = part.get("content", part.get("result"))  # `result` and `id` are TensorZero's
+            text, _, _ = content_of(said, f"{name}.content[{index}].content")
+            call_id = _text(part, "tool_use_id" if "tool_use_id" in part else "id", f"{name}.content[{index}]")
             results.append(Message(role="tool", content=text or "", tool_call_id=call_id))
     return tuple(results)
 

@@ -24,6 +24,9 @@ INFO = {
         "formatting": "sharegpt",
         "columns": {"messages": "m", "images": "images"},
     },
+    "sampled": {"file_name": "alpaca.json", "num_samples": 10},
+    "strange": {"file_name": "alpaca.json", "formatting": "parquet", "tags": {"rol_tag": "x"}},
+    "openai": {"file_name": "openai.json", "formatting": "openai", "columns": {"messages": "messages"}},
     "gone": {"file_name": "gone.json"},
 }
 
@@ -37,6 +40,12 @@ def folder(tmp_path):
     (folder / "alpaca.json").write_text(json.dumps([alpaca]))
     turns = [{"who": "U", "what": "hi"}, {"who": "A", "what": "ok"}]
     (folder / "tagged.json").write_text(json.dumps([{"turns": turns, "rules": "be brief"}]))
+    openai = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ok"},
+    ]
+    (folder / "openai.json").write_text(json.dumps([{"messages": openai}]))
     (folder / "texts.jsonl").write_text('{"body": "once upon a time"}\n')
     return folder
 
@@ -45,6 +54,7 @@ def test_entries_become_rows(run_stage_of_data, folder):
     assert run_stage_of_data("alpaca") == [("user", "a\nb"), ("assistant", "c")]
     assert run_stage_of_data("plain") == [("user", "i"), ("assistant", "o")]
     assert run_stage_of_data("tagged") == [("system", "be brief"), ("user", "hi"), ("assistant", "ok")]
+    assert run_stage_of_data("openai") == [("system", "s"), ("user", "hi"), ("assistant", "ok")]
     assert run_stage_of_data("texts") == [("assistant", "once upon a time")]
 
 
@@ -74,6 +84,8 @@ def run_stage_of_data(folder, tmp_path):
         ("alpca", "for example alpaca"),
         ("hub", "lies on a hub"),
         ("pictures", "images"),
+        ("sampled", "num_samples"),
+        ("strange", "tags.rol_tag, formatting: parquet"),
         ("gone", "gone.json"),
     ],
 )

@@ -205,6 +205,11 @@ CLEAN = [
     "The router answers at 192.168.0.1 or 192.168.1.1, the key AKIAIOSFODNN7EXAMPLE is AWS's own example.",
     'publicKey: "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA1" and ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABgQC7',
     "The password for the account is incorrect; the password on file was wrong.",
+    "password = getpass_from(prompt) and c->password = g_strdup(value); password=auth[1], pw = line[2:].strip()",
+    'https://<username>:<password>@proxy-host", and scheme://[user:passwd@]proxy.server:port',
+    "v8: upgrade to 3.11.10.22, then upgraded libfoo to 4.2.10.1",
+    "Copyright (C) 2008-2019, 2022 Anthony Green; Copyright 1991-1997, Thomas G. Lane.",
+    "Prints: <Buffer 66 00 68 00 71 00 77 00 68 00 67 00 61 00>",
     "<EMAIL_1> wrote to <PHONE_1> from <IP_ADDRESS_2>.",
 ]
 
