@@ -136,7 +136,8 @@ def repeated_share(found: Sequence[str]) -> float:
 
 _CODE = re.compile(r"[(){}|=<>$`\\]|^\s")
 _HANGING = re.compile(
-    r"(?:[^\W\d_]['’]?,|(?<= )(?:the|a|an|and|or|but|of|to|in|with|for|that|which|is|are|was|were|by|from|as|at|because"
+    r"(?:[^\W\d_]['’]?[,:]|(?<=[.!?] )\d{1,2}\."
+    r"|(?<= )(?:the|a|an|and|or|but|of|to|in|with|for|that|which|is|are|was|were|by|from|as|at|because"
     r"|than|und|oder|der|die|das|ein|eine|mit|für|le|la|les|et|ou|de|des|un|une|el|los|y|con|para|il|di|che))$"
 )
 
@@ -150,21 +151,37 @@ def _truncated(texts: _Texts, limits: Limits) -> Found:
 
 
 _REFUSAL = re.compile(
-    r"\bas an? (?:AI|artificial intelligence)\b(?:,? (?:language )?(?:model|assistant)\b)?,? ?(?:I|my)\b"
-    r"|\bI(?:['’]m| am) (?:just |only )?an? AI\b"
-    r"|\bI(?:['’]m| am) (?:(?:very |so |really )?sorry|afraid),? (?:but )?(?:that )?I(?:['’]m| am)? ?"
-    r"(?:can(?:no|['’])t|cannot|unable|not able|(?:do not|don['’]t) have (?:access|the ability))"
-    r"|\bI (?:can(?:no|['’])t|cannot|won['’]t|am unable to|am not able to) (?:fulfil?l?|assist|comply|help"
-    r"|provide (?:you )?with (?:that|this)|engage in)"
-    r"|\bes tut mir leid,? (?:aber )?ich kann|\bals (?:KI|Sprachmodell)\b|\blo siento,? (?:pero )?no puedo"
-    r"|\bje suis désolée?,? (?:mais )?je ne peux|\ben tant qu['’](?:IA|assistant)\b|\bmi dispiace,? (?:ma )?non posso",
+    r"\bas an? (?:(?:AI|artificial intelligence)\b(?:,? (?:language )?(?:model|assistant|chatbot)\b)?"
+    r"|(?:large )?language model),? ?(?:I|my)\b"
+    r"|\bI(?:'m| am) (?:(?:just|only) )?an? (?:AI\b(?! [a-z]*(?:er|ist|student|fan)\b)|(?:large )?language model)"
+    r"|\b(?:I (?:can(?:no|')t|can not|won't|will not|won't be able to|must decline to)"
+    r"|I(?:'m| am) (?:very |so |really )?(?:unable to|not able to|sorry,? (?:but )?I can(?:no|')t|unable)) "
+    r"(?:fulfil?l\b|comply with|assist\b(?! (?:him|her|them))|support (?:that|this)|participate in"
+    r"|help(?: you)?(?: (?:with|to|create|write|do|plan)\b|[.!]|$)|(?:answer|respond to) (?:that|this|your)"
+    r"|(?:provide|offer|give)(?: you)?(?: with)? (?:that|this|instructions|information|guidance|assistance|advice|any)"
+    r"|(?:create|generate|write|produce|share|discuss) (?:content|instructions|that|this|such|anything|explicit)"
+    r"|engage in (?:that|this|such|any|conversations?|discussions?))"
+    r"|\bI can(?:no|')t comply(?=[.!]|$)|\bI must decline\b|\bI (?:don't|do not) feel comfortable\b"
+    r"|\bit(?:'s| is| would)(?: not|n't)(?: be)? (?:appropriate|ethical|right) for me to"
+    r"|\bI (?:do not|don't) have (?:the ability to|personal (?:opinions|feelings|beliefs)|access to real-time)"
+    r"|\bes tut mir leid,? (?:aber )?(?:ich kann|(?:\w+ ){0,3}kann ich)|\bals (?:KI|Sprachmodell)\b"
+    r"|\bno puedo (?:ayudar|cumplir|responder|proporcionar)|\blo siento,? (?:pero )?no puedo"
+    r"|\bje (?:suis désolée?,? (?:mais )?je )?ne (?:peux|suis) pas (?:répondre|vous|t'aider|fournir|en mesure)"
+    r"|\ben tant qu'(?:IA|assistant)\b|\bmi dispiace,? (?:ma )?non posso",
     re.IGNORECASE,
 )
+_REFERRAL = re.compile(
+    r"[^.!?]{0,80}\b(?:but|however),? (?:our|my colleagues?|the [\w ]{1,24}team|you can|they can|we can)\b"
+)
+"""What makes "I cannot help you with that myself" an answer: it says who or what can."""
 
 
 def _refusal(texts: _Texts, limits: Limits) -> Found:
-    match = _REFUSAL.search(texts.content[:REFUSAL_CHARS].replace("’", "'"))
-    return None if match is None else (f'the answer says "{match.group()}"', None)
+    opening = texts.content[:REFUSAL_CHARS].replace("’", "'")
+    match = _REFUSAL.search(opening)
+    if match is None or opening[: match.start()].endswith(('"', "“", "«")) or _REFERRAL.match(opening, match.end()):
+        return None
+    return f'the answer says "{match.group()}"', None
 
 
 def _prompt_copied(texts: _Texts, limits: Limits) -> Found:
@@ -188,7 +205,7 @@ def _broken_fence(texts: _Texts, limits: Limits) -> Found:
     return (f"a code block that opens with {opened} is never closed", None) if opened else None
 
 
-_JSON_START = re.compile(r'\{\s*(?:"|\}|$)|\[\s*(?:\{\s*"|"|\[\s*["{])')
+_JSON_START = re.compile(r'\{\s*(?:"(?![^"]*"\s*\})|\}|$)|\[\s*(?:\{\s*"|"|\[\s*["{])')
 _JSON_BLOCK = re.compile(r"^```json[ \t]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -199,11 +216,22 @@ def _broken_json(texts: _Texts, limits: Limits) -> Found:
         if message.role == "assistant":
             candidates += [call.arguments for call in message.tool_calls if isinstance(call.arguments, str)]
     for text in candidates:
-        try:
-            json.JSONDecoder().raw_decode(text.strip())
-        except ValueError as error:
-            return f"expected JSON, found {error}: {_shown(text)}", None
+        fault = _json_fault(text.strip())
+        if fault is not None:
+            return f"expected JSON, found {fault}: {_shown(text)}", None
     return None
+
+
+def _json_fault(text: str) -> str | None:
+    """What is wrong with JSON values that follow each other; prose behind them is none of their business."""
+    at = 0
+    while at == 0 or text[at : at + 1] in ("{", "["):
+        try:
+            at = json.JSONDecoder().raw_decode(text, at)[1]
+        except ValueError as error:
+            return str(error)
+        at += len(text[at:]) - len(text[at:].lstrip())
+    return f"{text[at]!r} behind the end" if text[at : at + 1] in ("}", "]", ",") else None
 
 
 def _listed_words(texts: _Texts, limits: Limits) -> Found:

@@ -55,6 +55,66 @@ FINE = [
 ]
 
 
+REFUSALS = [
+    "I'm unable to help with that request.",
+    "I apologize, but I cannot provide instructions for that.",
+    "I'm not able to assist with that.",
+    "I must decline to answer this question.",
+    "I won't be able to help with that.",
+    "I'm just a language model, so I can't browse the web.",
+    "I can’t create content that promotes violence.",
+    "I don't feel comfortable helping with that.",
+    "As a language model, I am unable to answer.",
+    "It is not appropriate for me to answer that.",
+    "I do not have access to real-time information.",
+    "Es tut mir leid, aber dabei kann ich nicht helfen.",
+    "Je ne peux pas répondre à cette demande.",
+    "Lo siento, no puedo ayudarte con eso.",
+]
+NO_REFUSALS = [
+    "I can't help but notice how kind you are.",
+    "I cannot help you with the refund myself, but our billing team can: write to them.",
+    '"I can\'t comply," said the robot, and the crew fell silent.',
+    "I'm sorry, I can't make it on Friday. Would Monday suit you?",
+    "I am afraid I cannot agree: the data says otherwise.",
+    "As an AI engineer, I work on models. I'm an AI researcher.",
+    "I won't engage in small talk, so here is the answer: 42.",
+    "You can't assist him if he won't let you. I can't assist him either, he says.",
+]
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_boilerplate_refusals_are_found_however_they_are_worded(answer):
+    assert rules_of(talk("Write a poem.", answer)) == ["refusal"]
+
+
+@pytest.mark.parametrize("answer", NO_REFUSALS)
+def test_what_people_say_is_no_refusal(answer):
+    assert rules_of(talk("Write a poem.", answer)) == []
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"a": 1} }', '{"a": 1}\n{"b": ', '{"a": 1},', '{"text": "he said "hi""}', '[{"a": 1}, {"b": 2}']
+)
+def test_json_that_does_not_end_where_it_should_is_broken(answer):
+    assert "broken_json" in rules_of(talk("As JSON, please.", answer))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ['{"a": 1}\n{"b": 2}', '{"a": 1} is the answer to that', '["foo"](http://x) is a link', '{"key"} is a set here'],
+)
+def test_json_lines_and_prose_behind_json_are_fine(answer):
+    assert "broken_json" not in rules_of(talk("As JSON, please.", answer))
+
+
+@pytest.mark.parametrize(
+    "end", [" These are the steps that you need to take now:", " 1. Open it at once. 2. Read what it says inside. 3."]
+)
+def test_an_answer_that_announces_more_is_truncated(end):
+    assert rules_of(talk("Where is it?", PROSE + end)) == ["truncated"]
+
+
 @pytest.mark.parametrize(("rule", "conversation"), BROKEN)
 def test_each_rule_finds_its_defect(rule, conversation):
     assert rules_of(conversation) == [rule]
