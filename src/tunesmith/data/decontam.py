@@ -10,7 +10,8 @@ A row holds an item where it holds most of the item's words and some of its 3-gr
 (IDF, as allenai/decon weighs them). An edit of every fifth word leaves four words of five and a third of the 3-grams,
 where rules of 8 or 13 words in a row find nothing left (`benchmarks/decontamination.py`); the words alone, or the
 3-grams alone, would flag innocent rows of the same subject. Short items share their words with innocent rows, so they
-need more. Numbers are not compared: a test item with other numbers is still a test item.
+need more, and one of one or two words ("hi") is held only by a text whose first line says nothing else. Numbers are not
+compared: a test item with other numbers is still a test item.
 """
 
 from __future__ import annotations
@@ -141,7 +142,13 @@ class Index:
         out = []
         for row, places in self._candidates(texts).items():
             found = words(texts[row])
-            best = self._best(places, frozenset(found), threshold)
+            first_line = frozenset(words(texts[row].partition("\n")[0]))
+            told = [
+                place
+                for place in places
+                if self._items[place].num_words >= NGRAM_WORDS or self._items[place].words == first_line
+            ]
+            best = self._best(told, frozenset(found), threshold)
             if best is not None:
                 score, item = best
                 run = longest_run(found, item.grams)

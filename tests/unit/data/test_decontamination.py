@@ -128,3 +128,9 @@ def test_items_are_read_with_and_without_answers(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "fine"}\n{"other": "field"}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:2"):
         read_items(tmp_path / "bad.jsonl")
+
+
+def test_an_item_of_one_or_two_words_is_held_where_nothing_else_is_asked():
+    index = Index({"held out": ["hi", "thank you", "tell me a joke"]})
+    found = index.matches(["hi there, please cancel it", "hi\nyes?", "thank you for the help", "please tell me a joke"])
+    assert [(match.row, match.item) for match in found] == [(1, 1), (3, 3)]
