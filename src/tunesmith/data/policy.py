@@ -76,7 +76,7 @@ def drop_unlicensed(
             if unknown == "keep":
                 kept.append(row)
             else:
-                ledger.drop(row, reason="license_unknown", detail=f"expected a licence, found {said!r}")
+                ledger.drop(row, reason="license_unknown", detail=f"expected a licence, found {said or 'nothing'}")
         elif license_allowed(said or "", allowed):
             kept.append(row)
         else:

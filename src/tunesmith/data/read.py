@@ -170,6 +170,10 @@ def _watched(records: Iterator[Record | BadRecord], origin: Origin, name: str) -
         )
 
 
+_NO_ANSWERS = ("id", "label", "type", "category", "source", "split")
+"""Fields beside a prompt that say something of it."""
+
+
 def _shape_hint(record: Mapping[str, JSON], name: str, *, is_alone: bool) -> str:
     """What to do with a file whose records have no known shape."""
     if name == "dataset_info.json":
@@ -184,6 +188,8 @@ def _shape_hint(record: Mapping[str, JSON], name: str, *, is_alone: bool) -> str
     near = near_columns(record)
     if near:
         return "map the fields: columns: {" + ", ".join(f"{wanted}: {said}" for wanted, said in near.items()) + "}"
+    if record.get("prompt") and set(record) <= {"prompt", *_NO_ANSWERS}:
+        return "prompts alone train nothing: add the answers; evaluate and harden have sources of their own"
     texts = [str(key) for key, value in record.items() if isinstance(value, str)]
     pair = texts if len(texts) == 2 else ("question", "reply")
     hint = f"map the fields, for example columns: {{prompt: {pair[0]}, completion: {pair[1]}}}"

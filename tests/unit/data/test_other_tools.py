@@ -136,6 +136,8 @@ def test_a_field_beside_the_prompt_is_added_where_it_is_mapped_and_left_where_th
         ({"document": "d", "summary": "s"}, "{prompt: document, completion: summary}"),
         ({"custom_id": "r1", "response": {"body": {"choices": []}}, "error": None}, "join them by custom_id"),
         ({"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}, "Gemini"),
+        ({"id": 1, "prompt": "hi", "label": "safe"}, "prompts alone train nothing"),
+        ({"prompt": [USER]}, "prompts alone train nothing"),
         ({"segments": [{"label": True, "text": "x"}]}, "template"),
     ],
 )
