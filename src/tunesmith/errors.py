@@ -8,6 +8,7 @@
     ├── StoreError       (OSError)      the store cannot be read, written or locked
     ├── TrainingError    (RuntimeError) training went wrong: NaN, zero gradients, divergence
     ├── ServeError       (RuntimeError) the server cannot start or refuses a request
+    ├── EngineError      (RuntimeError) worker processes cannot be started, reached, trusted or kept alive
     ├── GateError        (RuntimeError) acceptance criteria do not hold
     └── MissingExtra     (ImportError)  an optional part is not installed
 
@@ -82,6 +83,10 @@ class TrainingError(TunesmithError, RuntimeError):
 
 class ServeError(TunesmithError, RuntimeError):
     """The server cannot start, or refuses a request."""
+
+
+class EngineError(TunesmithError, RuntimeError):
+    """The engine that runs parts of the work cannot be started, reached, trusted or kept alive."""
 
 
 class GateError(TunesmithError, RuntimeError):

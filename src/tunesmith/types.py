@@ -252,6 +252,26 @@ class Event:
     fields: Mapping[str, JSON] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """Which engine runs the parts of a run's work, as the recipe or the command line chose it: never identity."""
+
+    kind: str = "local"
+    address: str | None = None
+    """`HOST:PORT` of a cluster that runs already; `None` starts one on this machine where the kind needs one."""
+    num_workers: int | None = None
+    """Parts at work at a time; `None` leaves it to the machine."""
+    where: str | None = field(default=None, compare=False)
+    """Where it was written, for errors."""
+
+    def __str__(self) -> str:
+        return self.kind if self.address is None else f"{self.kind}://{self.address}"
+
+
+LOCAL_ENGINE = EngineChoice()
+"""This process."""
+
+
 Log = Callable[[str, Mapping[str, JSON]], None]
 """`log("train_step", {"step": 3, "loss": 1.2})`: below the stages this is the only way to say something."""
 

@@ -18,6 +18,7 @@ HEAVY = (
     "peft",
     "accelerate",
     "daft",
+    "ray",
     "matplotlib",
     "fastapi",
     "openai",

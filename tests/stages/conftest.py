@@ -5,7 +5,7 @@
         kept = run_stage("curate", {"rows": rows}, {}, tmp_path)
 
 Relative content paths count from `tmp_path`. Running the same stage twice with the same inputs and settings returns the
-stored artifact, as for a user; give another `tmp_path` to run it again.
+stored artifact, as for a user; give another `tmp_path` to run it again. `engine` says where its parts run.
 """
 
 import importlib
@@ -21,9 +21,9 @@ from tunesmith.core.run import Job, Machine, make
 from tunesmith.core.stage import registered
 from tunesmith.core.store import Store, fingerprint_of
 from tunesmith.stages import load_stages
-from tunesmith.types import JSON
+from tunesmith.types import JSON, LOCAL_ENGINE, EngineChoice
 
-RunStage = Callable[[str, Mapping[str, Artifact | None], Mapping[str, JSON], Path], Artifact]
+RunStage = Callable[..., Artifact]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,12 @@ def run_stage() -> RunStage:
 
 
 def _run_stage(
-    name: str, inputs: Mapping[str, Artifact | None], spec_dict: Mapping[str, JSON], tmp_path: Path
+    name: str,
+    inputs: Mapping[str, Artifact | None],
+    spec_dict: Mapping[str, JSON],
+    tmp_path: Path,
+    *,
+    engine: EngineChoice = LOCAL_ENGINE,
 ) -> Artifact:
     if importlib.util.find_spec(f"tunesmith.stages.{name}"):
         importlib.import_module(f"tunesmith.stages.{name}")
@@ -60,5 +65,5 @@ def _run_stage(
         inputs=fed,
         folder=tmp_path,
     )
-    artifact, _ = make(job, store, listener=Silent(), machine=Machine(device="cpu", workers=2))
+    artifact, _ = make(job, store, listener=Silent(), machine=Machine(device="cpu", workers=2, engine=engine))
     return artifact

@@ -24,7 +24,7 @@ from tunesmith.api.explanation import (
     explain_threshold,
     looks_like_row,
 )
-from tunesmith.api.machine import this_machine
+from tunesmith.api.machine import chosen_engine, this_machine
 from tunesmith.api.view import RunView, StageView, find_view, view_run
 from tunesmith.core.events import Listener, Silent
 from tunesmith.core.gc import Garbage, delete, find_garbage
@@ -155,11 +155,13 @@ def plan(
     until: str | None = None,
     only: str | None = None,
     store: PathLike | None = None,
+    engine: str | None = None,
 ) -> Plan:
     """Return what a run would do, why, and what it would take. Raises what `run` would raise before it starts."""
     place = open_store(store)
-    made = make_plan(open_recipe(recipe, overrides=overrides), place, until=until, only=only)
-    return with_estimates(made, place)
+    loaded = open_recipe(recipe, overrides=overrides)
+    chosen_engine(loaded, engine)
+    return with_estimates(make_plan(loaded, place, until=until, only=only), place)
 
 
 def run(
@@ -171,13 +173,19 @@ def run(
     store: PathLike | None = None,
     device: str = "auto",
     workers: int | None = None,
+    engine: str | None = None,
     argv: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> RunView:
-    """Run what is not cached and return the run. Raises `TunesmithError` for what a user can act on."""
+    """Run what is not cached and return the run. Raises `TunesmithError` for what a user can act on.
+
+    `engine` is `local`, `ray` or `ray://HOST:PORT`, and wins over the recipe's.
+    """
     place = open_store(store)
-    made = make_plan(open_recipe(recipe, overrides=overrides), place, until=until, only=only)
-    machine = this_machine(device, workers=workers, argv=tuple(argv))
+    loaded = open_recipe(recipe, overrides=overrides)
+    chosen = chosen_engine(loaded, engine)
+    made = make_plan(loaded, place, until=until, only=only)
+    machine = this_machine(device, workers=workers, engine=chosen, argv=tuple(argv))
     record = execute(made, place, listener=listener or Silent(), machine=machine)
     return view_run(place, record)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.artifact import Artifact
+from tunesmith.core.engine import ENGINE_DOCS
 from tunesmith.core.fields import KeyDoc, key_docs
 from tunesmith.core.plan import PlannedStage
 from tunesmith.core.runs import RunRecord, artifact_of
@@ -189,6 +190,9 @@ def explain_key(key: str, stages: Mapping[str, Stage], *, tables: Mapping[str, s
 
     Raises `PlanError` with the nearest keys where there is none.
     """
+    if key in ENGINE_DOCS:
+        said = {name: doc for name, doc in ENGINE_DOCS.items() if name == key or name.startswith(f"{key}.")}
+        return Explanation(title=key, facts=tuple(Fact(where=name, fields={"what": doc}) for name, doc in said.items()))
     table, _, rest = key.partition(".")
     stage = stages.get(tables.get(table, table))
     if stage is None:

@@ -8,14 +8,23 @@ import os
 import re
 from pathlib import Path
 
+from tunesmith.core.engine import parse_engine
+from tunesmith.core.recipe import Recipe
 from tunesmith.core.run import Machine
 from tunesmith.errors import PlanError
+from tunesmith.types import LOCAL_ENGINE, EngineChoice
 
 DEVICES = ("auto", "cpu", "cuda")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
-def this_machine(device: str = "auto", *, workers: int | None = None, argv: tuple[str, ...] = ()) -> Machine:
+def this_machine(
+    device: str = "auto",
+    *,
+    workers: int | None = None,
+    engine: EngineChoice = LOCAL_ENGINE,
+    argv: tuple[str, ...] = (),
+) -> Machine:
     """Return the device and worker count to run with. `auto` is `cuda` where torch and the driver both have it.
 
     Raises `PlanError` for an unknown device, and for `cuda` where there is none.
@@ -26,7 +35,20 @@ def this_machine(device: str = "auto", *, workers: int | None = None, argv: tupl
     if device == "cuda" and missing is not None:
         raise PlanError("there is no CUDA device", found=missing, hint="--device cpu, or --device auto")
     resolved = "cpu" if device == "cpu" or missing is not None else "cuda"
-    return Machine(device=resolved, workers=workers or num_cores(), argv=argv)
+    return Machine(device=resolved, workers=workers or num_cores(), engine=engine, argv=argv)
+
+
+def chosen_engine(recipe: Recipe, given: str | None = None) -> EngineChoice:
+    """Return the engine that was `given` (`ray`, `ray://HOST:PORT`), else the recipe's, checked.
+
+    Raises `RecipeError` and `PlanError` for what is none, `MissingExtra` where a package lacks, and `EngineError` for a
+    cluster that must not or cannot be used.
+    """
+    from tunesmith.data.engines import check_engine
+
+    choice = parse_engine(given, where=f"--engine {given}") if given is not None else recipe.engine or LOCAL_ENGINE
+    check_engine(choice)
+    return choice
 
 
 def num_cores() -> int:

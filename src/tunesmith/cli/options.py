@@ -16,6 +16,12 @@ SetOption = Annotated[
 ]
 UntilOption = Annotated[str | None, typer.Option(metavar="STAGE", help="This stage and all that it needs.")]
 OnlyOption = Annotated[str | None, typer.Option(metavar="STAGE", help="This stage alone; its inputs must be made.")]
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ENGINE", help="local, ray, or ray://HOST:PORT of a running cluster; the recipe's if not said."
+    ),
+]
 StoreOption = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Where artifacts live: .tunesmith by default.", envvar="TUNESMITH_STORE"),

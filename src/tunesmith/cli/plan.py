@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tunesmith.cli.options import OnlyOption, RecipeArgument, SetOption, StoreOption, UntilOption
+from tunesmith.cli.options import EngineOption, OnlyOption, RecipeArgument, SetOption, StoreOption, UntilOption
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
         until: UntilOption = None,
         only: OnlyOption = None,
         store: StoreOption = None,
+        engine: EngineOption = None,
     ) -> None:
         """Show what a run would do: cached or to run, why, time and memory. Refuses what would fail."""
         from rich.markup import escape
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
         from tunesmith.cli.console import make_console
         from tunesmith.cli.text import duration, size
 
-        made = api.plan(recipe, overrides=overrides or (), until=until, only=only, store=store)
+        made = api.plan(recipe, overrides=overrides or (), until=until, only=only, store=store, engine=engine)
         console = make_console()
         table = Table(title=f"plan of {made.recipe.name}", title_justify="left", box=None, pad_edge=False)
         for column in ("stage", "", "why", "time", "memory", "estimated from"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.options import OnlyOption, RecipeArgument, SetOption, StoreOption, UntilOption
+from tunesmith.cli.options import EngineOption, OnlyOption, RecipeArgument, SetOption, StoreOption, UntilOption
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
         until: UntilOption = None,
         only: OnlyOption = None,
         store: StoreOption = None,
+        engine: EngineOption = None,
         device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu or cuda.")] = "auto",
         workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
     ) -> None:
@@ -40,6 +41,7 @@ def register(app: typer.Typer) -> None:
                 store=store,
                 device=device,
                 workers=workers,
+                engine=engine,
                 argv=["tunesmith", *sys.argv[1:]],
                 listener=listener,
             )

@@ -29,13 +29,13 @@ def apply_override(
         raise RecipeError(
             "an override is not KEY=VALUE", where=where, expected="for example --set train.learning_rate=1e-4"
         )
-    if parts == ["name"]:
-        values["name"] = read_value(text, where=where)
-        marks[("name",)] = where
-        return ("name",)
+    if parts in (["name"], ["engine"]):
+        values[parts[0]] = read_value(text, where=where)
+        marks[(parts[0],)] = where
+        return (parts[0],)
     table = parts[0]
     if table not in values or table == "name":
-        known = [key for key in values if key != "name"]
+        known = [key for key in values if key not in ("name", "engine")]
         raise RecipeError(
             f"the recipe has no table {table!r}",
             where=where,

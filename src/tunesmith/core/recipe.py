@@ -1,6 +1,7 @@
 """Recipe: named tables of settings and how they are wired, read from one YAML file.
 
     name: quickstart
+    engine: local             # where the parts of the work run; never part of a fingerprint (`engine`)
     ingest:
       sources: [tickets.jsonl]
     curate:                   # `rows` is a role of the stage curate: it names the table that feeds it
@@ -25,13 +26,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.core.engine import read_engine
 from tunesmith.core.marked import read_marked
 from tunesmith.core.overrides import apply_override
 from tunesmith.core.settings import deepest, dotted, shown, validated
 from tunesmith.core.spec import Loc, Spec
 from tunesmith.core.stage import Stage
 from tunesmith.errors import RecipeError, nearest
-from tunesmith.types import JSON
+from tunesmith.types import JSON, EngineChoice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,8 @@ class Recipe:
     overrides: tuple[str, ...]
     tables: Mapping[str, Table]
     """In the order of the file."""
+    engine: EngineChoice | None = None
+    """Where the parts of its work run, if it says so: circumstance, never identity."""
 
 
 def load_recipe(path: Path, stages: Mapping[str, Stage], *, overrides: Sequence[str] = ()) -> Recipe:
@@ -107,6 +111,7 @@ def parse_recipe(text: str, stages: Mapping[str, Stage], *, path: Path, override
         raise RecipeError(
             "the recipe's name is not a name", where=marks[("name",)], expected="text without /", found=shown(name)
         )
+    engine = read_engine(values.pop("engine"), marks) if "engine" in values else None
     folder = path.resolve().parent
     raw = {key: _stage_of(key, table, stages, marks) for key, table in values.items()}
     tables = {}
@@ -117,7 +122,7 @@ def parse_recipe(text: str, stages: Mapping[str, Stage], *, path: Path, override
         spec = validated(key, stage, settings=settings, marks=inner)
         spec, spellings = _anchored(spec, inner, here, folder)
         tables[key] = Table(name=key, stage=stage, spec=spec, inputs=inputs, marks=inner, spellings=spellings)
-    return Recipe(name=name, path=path, text=text, overrides=tuple(overrides), tables=tables)
+    return Recipe(name=name, path=path, text=text, overrides=tuple(overrides), tables=tables, engine=engine)
 
 
 # ---------------------------------------------------------------------------------------------- tables and wires
@@ -130,7 +135,7 @@ def _stage_of(
     where = marks[(key,)]
     table = {} if table is None else table
     if not isinstance(table, dict):
-        near = nearest(key, [*stages, "name"])
+        near = nearest(key, [*stages, "name", "engine"])
         raise RecipeError(
             f"{key} is not a table",
             where=where,

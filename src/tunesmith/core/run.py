@@ -29,7 +29,7 @@ from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Stage
 from tunesmith.core.store import Attempt, Store
 from tunesmith.errors import StoreError, TunesmithError
-from tunesmith.types import JSON
+from tunesmith.types import JSON, LOCAL_ENGINE, EngineChoice
 
 _IN_USE = ".in-use"
 """Shared lock of every run on the store; `gc` takes it alone."""
@@ -42,6 +42,7 @@ class Machine:
     device: str
     """`cpu` or `cuda`."""
     workers: int
+    engine: EngineChoice = LOCAL_ENGINE
     argv: tuple[str, ...] = ()
 
 
@@ -185,6 +186,7 @@ def _call(job: Job, attempt: Attempt, *, events: EventFile, listener: Listener, 
         progress=voice.progress,
         workers=machine.workers,
         device=machine.device,
+        engine=machine.engine,
     )
     started = time.monotonic()
     memory = PeakMemory()
@@ -216,6 +218,7 @@ def _call(job: Job, attempt: Attempt, *, events: EventFile, listener: Listener, 
             "argv": list(machine.argv),
             "device": machine.device,
             "workers": machine.workers,
+            "engine": str(machine.engine),
             "finished": now(),
             "seconds": round(seconds, 3),
             **memory.figures(),

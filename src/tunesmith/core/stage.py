@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Spec
-from tunesmith.types import JSON, Log
+from tunesmith.types import JSON, LOCAL_ENGINE, EngineChoice, Log
 
 Summary = Mapping[str, JSON]
 """The figures of a finished stage, shown by `tunesmith show --json`."""
@@ -66,6 +66,8 @@ class Context:
     workers: int
     device: str
     """`cpu` or `cuda`; `auto` was resolved before."""
+    engine: EngineChoice = LOCAL_ENGINE
+    """Where parts of the work run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

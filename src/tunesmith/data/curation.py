@@ -10,8 +10,10 @@ What lives here: the order of the rules and what comes out. What does not: the r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Literal, Protocol
 
 from tunesmith.data.canaries import measured_recall
@@ -19,7 +21,7 @@ from tunesmith.data.compare import FLOOR, PairTable
 from tunesmith.data.decontam import Index
 from tunesmith.data.dedup import SIDE_RANK, STAYING, Standing, cluster_name, compare, settle
 from tunesmith.data.difficulty import Difficulty, Scored, difficulty_summary, judge_difficulty
-from tunesmith.data.engines import LOCAL, Engine
+from tunesmith.data.engines import LOCAL, Engine, parts_of
 from tunesmith.data.filters import (
     Lint,
     Quality,
@@ -32,7 +34,7 @@ from tunesmith.data.licenses import PERMISSIVE
 from tunesmith.data.lineage import Ledger
 from tunesmith.data.names import Names, with_finders
 from tunesmith.data.policy import OptOut, drop_opted_out, drop_unlicensed
-from tunesmith.data.redact import placeholder_detail, redact_row
+from tunesmith.data.redact import Redacted, placeholder_detail, redact_row, redact_rows
 from tunesmith.data.review import Decision, apply_decisions
 from tunesmith.data.semantic import Semantic, suggest
 from tunesmith.data.words import answer_text, prompt_text
@@ -147,7 +149,7 @@ def curate_rows(
     progress: ShowProgress | None = None,
     engine: Engine = LOCAL,
 ) -> Curated:
-    """Apply all rules; `engine` runs the search for near-duplicates. Raises `DataError` where no row is left."""
+    """Apply all rules, what depends on single rows or pairs on `engine`. Raises `DataError` where no row is left."""
     ledger = Ledger("curate")
     steps = 5
 
@@ -161,11 +163,11 @@ def curate_rows(
     say(1, f"{len(reviewed.rows):,} rows may be used")
     kept = reviewed.unless_pinned(reviewed.rows, lambda rows: _drop_poor(rows, ledger, rules, lint))
     say(2, f"{len(kept):,} rows pass the quality rules")
-    kept, personal_data = _redact_all(kept, ledger, rules, lint, reviewed.pinned)
+    kept, personal_data = _redact_all(kept, ledger, rules, lint, reviewed.pinned, engine)
     # behind redaction: its details show pieces of the text
-    kept = reviewed.unless_pinned(kept, lambda rows: judge_quality(rows, ledger, rules.quality))
+    kept = reviewed.unless_pinned(kept, lambda rows: judge_quality(rows, ledger, rules.quality, engine=engine))
     say(3, f"{ledger.changed['personal_data']:,} rows held personal data or secrets")
-    kept = _contamination(_drop_group_leaks(kept, ledger), ledger, rules, reviewed.pinned)
+    kept = _contamination(_drop_group_leaks(kept, ledger), ledger, rules, reviewed.pinned, engine)
     kept, duplicates, compared = _drop_duplicates(kept, ledger, rules.near_threshold, reviewed.pinned, engine)
     say(4, f"{len(kept):,} rows after duplicates")
     scored: Scored = []
@@ -218,17 +220,28 @@ def _nothing_left(num_in: int, ledger: Ledger) -> DataError:
     )
 
 
+def _redactions(
+    rows: Sequence[Row], names: Names | None, kinds: frozenset[str] | None, engine: Engine
+) -> Iterator[Redacted | None]:
+    """Yield what each row becomes; `None` where it stays. A tagger of names is one object of this process."""
+    if names is None:
+        yield from chain.from_iterable(engine.map(partial(redact_rows, kinds=kinds), parts_of(rows)))
+        return
+    for row, find_spans in with_finders(rows, names):
+        redacted = redact_row(row, kinds=kinds, find_spans=find_spans)
+        yield redacted if redacted.counts else None
+
+
 def _redact_all(
-    rows: Sequence[Row], ledger: Ledger, rules: Rules, lint: Lint | None, pinned: frozenset[str]
+    rows: Sequence[Row], ledger: Ledger, rules: Rules, lint: Lint | None, pinned: frozenset[str], engine: Engine
 ) -> tuple[list[Row], dict[str, JSON]]:
     named = frozenset[str]() if rules.names is None else rules.names.kinds
     kinds = None if rules.redact is None else rules.redact | named
     kept: list[Row] = []
     counts: Counter[str] = Counter()
     samples: dict[str, list[str]] = {}
-    for row, find_spans in with_finders(rows, rules.names):
-        redacted = redact_row(row, kinds=kinds, find_spans=find_spans)
-        if not redacted.counts:
+    for row, redacted in zip(rows, _redactions(rows, rules.names, kinds, engine), strict=True):
+        if redacted is None:
             kept.append(row)
             continue
         violations = lint(redacted.row) if lint is not None and row.id not in pinned else []
@@ -277,7 +290,9 @@ HELD_OUT = "the held-out rows"
 """Name under which the recipe's own held-out rows are registered as an evaluation."""
 
 
-def _contamination(rows: Sequence[Row], ledger: Ledger, rules: Rules, pinned: frozenset[str]) -> list[Row]:
+def _contamination(
+    rows: Sequence[Row], ledger: Ledger, rules: Rules, pinned: frozenset[str], engine: Engine
+) -> list[Row]:
     """Flag, or drop, training rows that hold an item of a registered evaluation or of the recipe's own held-out sides.
 
     Held-out items are flagged only: `leak` drops the rows that repeat them, and what is left may be a template's twin.
@@ -286,7 +301,7 @@ def _contamination(rows: Sequence[Row], ledger: Ledger, rules: Rules, pinned: fr
     held_out = [prompt_text(row.conversation) for row in rows if row.split in SIDE_RANK]
     index = Index({**rules.evaluations, HELD_OUT: held_out})
     gone: set[str] = set()
-    for match in index.matches([_whole_text(row) for row in training]):
+    for match in index.matches([_whole_text(row) for row in training], engine=engine):
         row = training[match.row]
         detail = f'holds item {match.item} of {match.evaluation}: "{match.text}"'
         drop = rules.contaminated == "drop" and match.evaluation != HELD_OUT and row.id not in pinned

@@ -21,10 +21,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from tunesmith.data.engines import LOCAL, Engine, parts_of
 from tunesmith.data.words import words
 
 NGRAM_WORDS = 3
@@ -76,6 +78,17 @@ class _Item:
     num_words: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Grams:
+    """The 3-grams of all items as numbers: what is needed to find them in a text."""
+
+    word_ids: Mapping[str, int]
+    keys: npt.NDArray[np.uint64]
+    """In order; the place of a key is the number of its gram."""
+    sizes: Sequence[int]
+    """Lengths of grams in words: 3, and less for items of fewer words."""
+
+
 class Index:
     """The items of all registered evaluations, ready to be looked for."""
 
@@ -99,14 +112,15 @@ class Index:
         held = Counter(word for item in self._items for word in item.words)
         self._word_weights = {word: math.log1p(len(self._items) / count) for word, count in held.items()}
         self._whole_words = [math.fsum(self._word_weights[word] for word in item.words) for item in self._items]
-        self._word_ids = {word: number for number, word in enumerate(sorted(held))}
-        self._sizes = sorted({len(gram) for item in self._items for gram in item.grams})
-        pairs = [(self._key(gram), place) for place, item in enumerate(self._items) for gram in item.grams]
-        self._keys, gram_of = np.unique(np.array([key for key, _ in pairs], dtype=np.uint64), return_inverse=True)
+        word_ids = {word: number for number, word in enumerate(sorted(held))}
+        sizes = sorted({len(gram) for item in self._items for gram in item.grams})
+        pairs = [(_key(gram, word_ids), place) for place, item in enumerate(self._items) for gram in item.grams]
+        keys, gram_of = np.unique(np.array([key for key, _ in pairs], dtype=np.uint64), return_inverse=True)
+        self._grams = _Grams(word_ids=word_ids, keys=keys, sizes=sizes)
         order = np.argsort(gram_of, kind="stable")
         self._gram_of = gram_of[order]
         self._item_of = np.array([place for _, place in pairs], dtype=np.int64)[order]
-        self._starts = np.searchsorted(self._gram_of, np.arange(len(self._keys) + 1))
+        self._starts = np.searchsorted(self._gram_of, np.arange(len(keys) + 1))
         self._shares: Floats = np.array(
             [share_for(item.num_words, MIN_GRAMS) for item in self._items], dtype=np.float64
         )
@@ -126,21 +140,15 @@ class Index:
             if item.grams & common:
                 self._items[place] = replace(item, grams=item.grams - common)
 
-    def _key(self, gram: Gram) -> int:
-        """64 bits for a gram, as `_grams_in` computes them for many at once."""
-        total = len(gram)
-        for word, factor in zip(gram, _FACTORS, strict=False):
-            total += (self._word_ids[word] + 1) * factor
-        return total % 2**64
-
-    def matches(self, texts: Sequence[str], *, threshold: float = THRESHOLD) -> list[Match]:
+    def matches(self, texts: Sequence[str], *, threshold: float = THRESHOLD, engine: Engine = LOCAL) -> list[Match]:
         """Return the best match of each text that holds an item, in order of the texts.
 
         `threshold` is the share of an item's words, for items of 25 words and more. Weights of 3-grams count all
-        texts, so texts belong in one call; the result does not depend on their order.
+        texts, so texts belong in one call; the result does not depend on their order. The search for 3-grams runs on
+        `engine`.
         """
         out = []
-        for row, places in self._candidates(texts).items():
+        for row, places in self._candidates(texts, engine).items():
             found = words(texts[row])
             first_line = frozenset(words(texts[row].partition("\n")[0]))
             told = [
@@ -157,50 +165,21 @@ class Index:
                 )
         return out
 
-    def _candidates(self, texts: Sequence[str]) -> dict[int, list[int]]:
+    def _candidates(self, texts: Sequence[str], engine: Engine) -> dict[int, list[int]]:
         """Text -> items of which it holds enough 3-grams, in order of the texts."""
         if not self._items or not texts:
             return {}
-        parts = [
-            self._grams_in(texts[start : start + _CHUNK_TEXTS], first_row=start)
-            for start in range(0, len(texts), _CHUNK_TEXTS)
-        ]
+        parts = list(engine.map(partial(_grams_in, known=self._grams), parts_of(texts, _CHUNK_TEXTS)))
         held = np.diff(self._starts)
         for _, grams in parts:
-            held = held + np.bincount(grams, minlength=len(self._keys))
+            held = held + np.bincount(grams, minlength=len(held))
         weights = np.round(_WEIGHT_UNITS * np.log1p((len(self._items) + len(texts)) / held))
         whole = np.bincount(self._item_of, weights=weights[self._gram_of], minlength=len(self._items))
         needed: Floats = self._shares * whole - 1
         out: dict[int, list[int]] = {}
-        for rows, grams in parts:
-            self._gain_(out, rows, grams, weights, needed)
+        for place, (rows, grams) in enumerate(parts):
+            self._gain_(out, rows + place * _CHUNK_TEXTS, grams, weights, needed)
         return out
-
-    def _grams_in(self, texts: Sequence[str], *, first_row: int) -> tuple[Ints, Ints]:
-        """(text, gram) of all known grams of some texts, each once, in order of the texts."""
-        ids: list[int] = []
-        ends = []
-        for text in texts:
-            ids.extend(map(self._word_ids.get, words(text), itertools.repeat(-1)))
-            ends.append(len(ids))
-        numbers = np.array(ids, dtype=np.int64).astype(np.uint64) + np.uint64(1)  # 0 where no item has the word
-        bounds = np.array(ends, dtype=np.int64)
-        rows_of_words = np.repeat(np.arange(len(texts)), np.diff(bounds, prepend=0))
-        found = []
-        for size in self._sizes:
-            count = max(0, len(numbers) - size + 1)
-            keys = np.full(count, size, dtype=np.uint64)
-            known = rows_of_words[:count] == rows_of_words[size - 1 :]
-            for place in range(size):
-                part = numbers[place : place + count]
-                keys += part * np.uint64(_FACTORS[place])
-                known &= part != 0
-            keys, rows = keys[known], rows_of_words[:count][known]
-            places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-            hit = self._keys[places] == keys
-            found.append(rows[hit] * len(self._keys) + places[hit])
-        pairs = np.unique(np.concatenate(found))
-        return pairs // len(self._keys) + first_row, pairs % len(self._keys)
 
     def _gain_(self, out: dict[int, list[int]], rows: Ints, grams: Ints, weights: Floats, needed: Floats) -> None:
         """Add the items of which each text holds as much weight as is needed."""
@@ -221,6 +200,41 @@ class Index:
             if score >= share_for(item.num_words, threshold) - 1e-9 and (best is None or score > best[0]):
                 best = score, place
         return None if best is None else (best[0], self._items[best[1]])
+
+
+def _key(gram: Gram, word_ids: Mapping[str, int]) -> int:
+    """64 bits for a gram, as `_grams_in` computes them for many at once."""
+    total = len(gram)
+    for word, factor in zip(gram, _FACTORS, strict=False):
+        total += (word_ids[word] + 1) * factor
+    return total % 2**64
+
+
+def _grams_in(texts: Sequence[str], *, known: _Grams) -> tuple[Ints, Ints]:
+    """(text, gram) of all known grams of a part of the texts, each once, in order of the texts."""
+    ids: list[int] = []
+    ends = []
+    for text in texts:
+        ids.extend(map(known.word_ids.get, words(text), itertools.repeat(-1)))
+        ends.append(len(ids))
+    numbers = np.array(ids, dtype=np.int64).astype(np.uint64) + np.uint64(1)  # 0 where no item has the word
+    bounds = np.array(ends, dtype=np.int64)
+    rows_of_words = np.repeat(np.arange(len(texts)), np.diff(bounds, prepend=0))
+    found = []
+    for size in known.sizes:
+        count = max(0, len(numbers) - size + 1)
+        keys = np.full(count, size, dtype=np.uint64)
+        inside = rows_of_words[:count] == rows_of_words[size - 1 :]
+        for place in range(size):
+            part = numbers[place : place + count]
+            keys += part * np.uint64(_FACTORS[place])
+            inside &= part != 0
+        keys, rows = keys[inside], rows_of_words[:count][inside]
+        places = np.minimum(np.searchsorted(known.keys, keys), len(known.keys) - 1)
+        hit = known.keys[places] == keys
+        found.append(rows[hit] * len(known.keys) + places[hit])
+    pairs = np.unique(np.concatenate(found))
+    return pairs // len(known.keys), pairs % len(known.keys)
 
 
 def grams_of(found: Sequence[str]) -> set[Gram]:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Literal
 
 from tunesmith.data.checks import Check
+from tunesmith.data.engines import LOCAL, Engine, parts_of
 from tunesmith.data.lineage import Ledger
-from tunesmith.data.quality import Limits, RuleName, find_issues
-from tunesmith.types import Row
+from tunesmith.data.quality import Issue, Limits, RuleName, find_issues
+from tunesmith.types import Conversation, Row
 
 Lint = Callable[[Row], list[tuple[str, str]]]
 """Row -> (kind, message) of everything in it that breaks the contract, as rows of its role must keep it."""
@@ -35,14 +38,23 @@ class Quality:
     """The recipe's own checks, each with what follows."""
 
 
-def judge_quality(rows: Sequence[Row], ledger: Ledger, quality: Quality) -> list[Row]:
-    """Flag or drop rows that break a quality rule or a check: one flag a rule, the first drop ends it."""
+def issues_in(conversations: Sequence[Conversation], *, limits: Limits, rules: Sequence[RuleName]) -> list[list[Issue]]:
+    """Return what the named rules find in each row of a part."""
+    return [find_issues(conversation, limits, rules) for conversation in conversations]
+
+
+def judge_quality(rows: Sequence[Row], ledger: Ledger, quality: Quality, *, engine: Engine = LOCAL) -> list[Row]:
+    """Flag or drop rows that break a quality rule or a check: one flag a rule, the first drop ends it.
+
+    The recipe's own checks are functions of this process, so they run here.
+    """
     rules: list[RuleName] = [rule for rule, action in quality.actions.items() if action != "off"]
+    look = partial(issues_in, limits=quality.limits, rules=rules)
+    issues = chain.from_iterable(engine.map(look, parts_of([row.conversation for row in rows])))
     kept = []
-    for row in rows:
+    for row, issues_of_row in zip(rows, issues, strict=True):
         found: list[tuple[str, str, float | None, Action]] = [
-            (issue.rule, issue.detail, issue.score, quality.actions[issue.rule])
-            for issue in find_issues(row.conversation, quality.limits, rules)
+            (issue.rule, issue.detail, issue.score, quality.actions[issue.rule]) for issue in issues_of_row
         ]
         for check, action in quality.checks:
             complaint = check.complaint(row) if action != "off" else None

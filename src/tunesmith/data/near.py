@@ -44,12 +44,12 @@ def candidate_pairs(chunks: Sequence[pa.Array], rank: Ints, engine: Engine) -> t
     """
     if not len(rank):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    keys = np.concatenate(engine.map(band_keys, chunks), axis=1)
+    keys = np.concatenate(list(engine.map(band_keys, chunks)), axis=1)
     filled = np.concatenate([pc.binary_length(chunk).to_numpy() > 0 for chunk in chunks])
     row_of = np.argsort(rank)
     row_of = row_of[filled[row_of]]
     bands = [keys[start : start + _BANDS_PER_TASK, row_of] for start in range(0, NUM_BANDS, _BANDS_PER_TASK)]
-    pairs = sorted_unique(np.concatenate(engine.map(bucket_pairs, bands)))
+    pairs = sorted_unique(np.concatenate(list(engine.map(bucket_pairs, bands))))
     return row_of[pairs >> 32], row_of[pairs & 0xFFFFFFFF]
 
 

@@ -58,6 +58,12 @@ def redact_row(row: Row, *, kinds: frozenset[str] | None = None, find_spans: Fin
     return Redacted(row=changed, counts=dict(names.counts), samples=tuple(names.samples))
 
 
+def redact_rows(rows: Sequence[Row], *, kinds: frozenset[str] | None = None) -> list[Redacted | None]:
+    """Redact a part of the rows by the patterns; `None` stands for a row without personal data."""
+    redacted = (redact_row(row, kinds=kinds) for row in rows)
+    return [one if one.counts else None for one in redacted]
+
+
 def masked(value: str) -> str:
     """Return a value of which only its shape can be read: first and last character stay, digits and letters go."""
     value = value if len(value) <= MAX_SAMPLE_CHARS else value[:MAX_SAMPLE_CHARS] + "…"

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tunesmith.data.dedup import SIDE_RANK, prompt_pairs
+from tunesmith.data.engines import LOCAL, Engine
 from tunesmith.data.near import clusters
 from tunesmith.data.words import normal_text, prompt_text
 from tunesmith.data.wordtable import Ints
@@ -65,7 +66,14 @@ class Split:
     """Rows that are on no side, as a side from outside holds what belongs together with them."""
 
 
-def split_rows(rows: Sequence[Row], *, shares: Mapping[str, float], label: str | None, near_threshold: float) -> Split:
+def split_rows(
+    rows: Sequence[Row],
+    *,
+    shares: Mapping[str, float],
+    label: str | None,
+    near_threshold: float,
+    engine: Engine = LOCAL,
+) -> Split:
     """Assign every row a side.
 
     `shares` gives each side its share of the rows and sums to 1. `label` names the label to stratify by; `None` takes
@@ -73,7 +81,7 @@ def split_rows(rows: Sequence[Row], *, shares: Mapping[str, float], label: str |
     and to the held-out sides that no row names. General rows train, and so does all that must stay together with
     them; the shares deal the others. Raises `DataError` where a side with a share stays empty.
     """
-    rows, leaks, (left, right) = _without_leaks(rows, near_threshold)
+    rows, leaks, (left, right) = _without_leaks(rows, near_threshold, engine)
     by_group = _pairs_of_equal([row.group for row in rows])
     units = clusters(len(rows), np.concatenate([left, by_group[0]]), np.concatenate([right, by_group[1]]))
     members: dict[int, list[int]] = defaultdict(list)
@@ -98,7 +106,9 @@ def split_rows(rows: Sequence[Row], *, shares: Mapping[str, float], label: str |
     )
 
 
-def _without_leaks(rows: Sequence[Row], near_threshold: float) -> tuple[list[Row], list[Leak], tuple[Ints, Ints]]:
+def _without_leaks(
+    rows: Sequence[Row], near_threshold: float, engine: Engine
+) -> tuple[list[Row], list[Leak], tuple[Ints, Ints]]:
     """Take out the rows that belong together with a row of a held-out side that came from outside.
 
     The held-out side stays as it was given: test before val, val before all others. Word weights follow the rows, so
@@ -107,7 +117,7 @@ def _without_leaks(rows: Sequence[Row], near_threshold: float) -> tuple[list[Row
     kept = list(rows)
     leaks: list[Leak] = []
     while True:
-        left, right, scores = prompt_pairs(kept, threshold=near_threshold)
+        left, right, scores = prompt_pairs(kept, threshold=near_threshold, engine=engine)
         by_group = _pairs_across([row.group for row in kept], [_rank(row) for row in kept])
         pairs = [
             *zip(left.tolist(), right.tolist(), scores.tolist(), strict=True),
@@ -245,7 +255,9 @@ def _refuse_empty(
             )
 
 
-def prove(sides: Mapping[str, Sequence[Row]], *, near_threshold: float, label: str | None) -> dict[str, JSON]:
+def prove(
+    sides: Mapping[str, Sequence[Row]], *, near_threshold: float, label: str | None, engine: Engine = LOCAL
+) -> dict[str, JSON]:
     """Look for overlaps between the sides afresh, without anything that made the split, and measure their drift.
 
     Counts rows that have the same prompt after normalisation, a near-duplicate prompt, or the same group on another
@@ -256,7 +268,7 @@ def prove(sides: Mapping[str, Sequence[Row]], *, near_threshold: float, label: s
     side_of = [side for side in SIDES for _ in sides.get(side, ())]
     exact = _overlaps_of([normal_text(prompt_text(row.conversation)) for row in rows], side_of)
     group = _overlaps_of([row.group for row in rows], side_of)
-    left, right, scores = prompt_pairs(rows, threshold=near_threshold)
+    left, right, scores = prompt_pairs(rows, threshold=near_threshold, engine=engine)
     across = [
         (int(one), int(other), float(score))
         for one, other, score in zip(left, right, scores, strict=True)

@@ -265,6 +265,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     from tunesmith.data.curation_report import Facts, write_report
     from tunesmith.data.datasheet import About, datasheet, gather
     from tunesmith.data.difficulty import write_scores
+    from tunesmith.data.engines import open_engine
     from tunesmith.data.funnel import CountTokens, make_funnel
     from tunesmith.data.items import read_items
     from tunesmith.data.lineage import write_lineage
@@ -315,7 +316,8 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         contaminated=spec.contaminated,
         decisions=() if spec.decisions is None else tuple(read_decisions(Path(spec.decisions))),
     )
-    curated = curate_rows(rows, rules, lint=lint, progress=ctx.progress)
+    with open_engine(ctx.engine, num_workers=ctx.workers) as engine:
+        curated = curate_rows(rows, rules, lint=lint, progress=ctx.progress, engine=engine)
     write_rows(ctx.out / "rows.parquet", curated.rows)
     write_rejects(ctx.out / "rejects.parquet", curated.ledger.rejects)
     write_lineage(ctx.out / "lineage.parquet", curated.ledger.actions)

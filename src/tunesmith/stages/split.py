@@ -50,37 +50,42 @@ class SplitSpec(Spec):
 @stage(name="split", version=3, produces="splits")
 def split(inputs: SplitInputs, spec: SplitSpec, ctx: Context) -> Summary:
     """Write one file of rows a side, `rejects.parquet` (leaks) and `split_proof.json`; refuse sides that overlap."""
+    from tunesmith.data.engines import open_engine
     from tunesmith.data.split import SIDES, prove, refuse_overlap, split_rows
     from tunesmith.data.write import Reject, read_rows, write_rejects, write_rows
 
     rows = read_rows(inputs.rows.path / "rows.parquet")
     shares = {"train": spec.shares.train, "val": spec.shares.val, "test": spec.shares.test}
-    done = split_rows(rows, shares=shares, label=spec.stratify_by, near_threshold=spec.near_duplicates)
-    ctx.progress(1, 2, f"{done.num_units:,} units dealt")
-    for side in SIDES:
-        write_rows(ctx.out / f"{side}.parquet", done.sides[side])
-    write_rejects(
-        ctx.out / "rejects.parquet",
-        [
-            Reject(
-                stage="split",
-                reason="leak",
-                detail=leak.detail,
-                source=leak.row.provenance.source,
-                path=leak.row.provenance.path,
-                line=leak.row.provenance.line,
-                row=leak.row,
-                matched_id=leak.heldout.id,
-                score=leak.score,
-            )
-            for leak in done.leaks
-        ],
-    )
-    proof = prove(
-        {side: read_rows(ctx.out / f"{side}.parquet") for side in SIDES},
-        near_threshold=spec.near_duplicates,
-        label=spec.stratify_by,
-    )
+    with open_engine(ctx.engine, num_workers=ctx.workers) as engine:
+        done = split_rows(
+            rows, shares=shares, label=spec.stratify_by, near_threshold=spec.near_duplicates, engine=engine
+        )
+        ctx.progress(1, 2, f"{done.num_units:,} units dealt")
+        for side in SIDES:
+            write_rows(ctx.out / f"{side}.parquet", done.sides[side])
+        write_rejects(
+            ctx.out / "rejects.parquet",
+            [
+                Reject(
+                    stage="split",
+                    reason="leak",
+                    detail=leak.detail,
+                    source=leak.row.provenance.source,
+                    path=leak.row.provenance.path,
+                    line=leak.row.provenance.line,
+                    row=leak.row,
+                    matched_id=leak.heldout.id,
+                    score=leak.score,
+                )
+                for leak in done.leaks
+            ],
+        )
+        proof = prove(
+            {side: read_rows(ctx.out / f"{side}.parquet") for side in SIDES},
+            near_threshold=spec.near_duplicates,
+            label=spec.stratify_by,
+            engine=engine,
+        )
     declared = {side: sum(row.split == side for row in rows) for side in done.from_outside}
     proof |= {"declared": declared, "leaks_dropped": len(done.leaks)}
     (ctx.out / "split_proof.json").write_text(json.dumps(proof, indent=1, sort_keys=True) + "\n", encoding="utf-8")
