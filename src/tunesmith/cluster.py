@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import ipaddress
@@ -28,7 +29,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ CONNECT_SECONDS = 5.0
 PROBE_SECONDS = 60.0
 _SHOWN_LOG_CHARS = 400
 _LOGS = ("gcs_server.err", "gcs_server.out", "raylet.err", "raylet.out", "dashboard_agent.err", "runtime_env_agent.err")
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray takes 127.0.0.1 for the address of another interface unless it believes that this system has no clusters."""
 _ON_LOOPBACK = {
-    # Ray takes 127.0.0.1 for the address of another interface unless it believes that this system has no clusters.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    _LOOPBACK: "0",
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Usage statistics off or not, Ray's head asks the metadata servers of three clouds which one it runs in (2.60,
@@ -53,16 +55,17 @@ _ON_LOOPBACK = {
     **dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9"),
     **dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost"),
 }
-_ASK_WITHOUT_TOKEN = """
+_ASKS, _OPEN = "asks for a token", "open"
+_ASK = f"""
 import sys
 from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
 try:
     GcsClient(address=sys.argv[1]).internal_kv_keys(b"", namespace=b"session", timeout=5)
 except AuthenticationError:
-    print("asks for a token")
+    print("{_ASKS}")
 else:
-    print("open")
+    print("{_OPEN}")
 """
 
 
@@ -70,7 +73,7 @@ def check_cluster(choice: EngineChoice) -> None:
     """Refuse what is known to fail, or to be unsafe, before work starts.
 
     Raises `MissingExtra` without Ray, and `EngineError` for an address that is none, that leaves this machine without
-    a token, or where nothing listens.
+    a token, where nothing listens, or whose cluster asks for no token, or for one that is not here.
     """
     if importlib.util.find_spec("ray") is None:
         raise MissingExtra("ray", extra="ray", needed_for="engine: ray")
@@ -89,8 +92,16 @@ def check_cluster(choice: EngineChoice) -> None:
             found=str(error),
             hint="start the cluster, or leave the address out to start one on this machine",
         ) from error
-    if not is_loopback(host):
-        _refuse_open(choice)
+    asks = cluster_asks_for_token(choice.address)
+    if not is_loopback(host) and asks is not True:
+        raise _refused(choice, "it answers without a token, or not as a Ray cluster does")
+    if asks and not (_has_token() and _answer(choice.address, os.environ) == _OPEN):
+        raise EngineError(
+            f"the cluster at {choice.address} asks for a token, and turns this process away",
+            where=choice.where,
+            expected="RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH",
+            found="another token" if _has_token() else "no token, or another RAY_AUTH_MODE",
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -132,27 +143,20 @@ def _refused(choice: EngineChoice, found: str) -> EngineError:
     )
 
 
-def _refuse_open(choice: EngineChoice) -> None:
-    """Raise where a cluster answers without a token. A process of its own asks, as Ray reads its mode once."""
-    if cluster_asks_for_token(str(choice.address)) is not True:
-        raise _refused(choice, "it answers without a token, or not as a Ray cluster does")
-
-
 def cluster_asks_for_token(address: str) -> bool | None:
     """Return whether a cluster refuses a client without a token; None where it gives no clear answer."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    command = [sys.executable, "-c", _ASK_WITHOUT_TOKEN, address]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        done = subprocess.run(
-            command,
-            env={**env, "RAY_AUTH_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-            timeout=PROBE_SECONDS,
-            check=False,
-        )
-        return {"asks for a token": True, "open": False}.get(done.stdout.strip())
-    return None
+    return {_ASKS: True, _OPEN: False}.get(_answer(address, {**env, "RAY_AUTH_MODE": "disabled"}))
+
+
+def _answer(address: str, env: Mapping[str, str]) -> str:
+    """Return what a cluster says to a client with this environment: Ray reads it once, so a new process asks."""
+    command = [sys.executable, "-c", _ASK, address]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return "nothing"
+    return done.stdout.strip()
 
 
 @contextlib.contextmanager
@@ -252,10 +256,9 @@ def _read_environment_again_() -> None:
     (ray 2.60, `_private.services.get_node_ip_address`).
     """
     from ray._private import ray_constants
-    from ray._raylet import Config
 
-    Config.initialize("")
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR) != "0"
+    importlib.import_module("ray._raylet").Config.initialize("")
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(_LOOPBACK) != "0"
 
 
 def _not_started(error: Exception, folder: Path) -> EngineError:
@@ -278,24 +281,27 @@ def _end_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def _joined(choice: EngineChoice) -> Iterator[int]:
-    import ray
+    # Ray takes an address on loopback for that of another interface, where such a cluster does not listen.
+    on_loopback = is_loopback(_host_and_port(choice)[0])
+    with _environment({_LOOPBACK: "0"} if on_loopback else {}):
+        import ray
 
-    _read_environment_again_()
-    try:
-        ray.init(address=choice.address, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:
-        raise EngineError(
-            f"the Ray cluster at {choice.address} cannot be joined",
-            where=choice.where,
-            expected="this process on a machine of the cluster, with its version of Ray and Python and its token",
-            found=(str(error).strip().splitlines() or [type(error).__name__])[0][:_SHOWN_LOG_CHARS],
-            hint="run tunesmith on a node of the cluster; `ray status` shows whether it is up",
-        ) from error
-    try:
-        _refuse_other_code(choice)
-        yield choice.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    finally:
-        ray.shutdown()
+        _read_environment_again_()
+        try:
+            ray.init(address=choice.address, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:
+            raise EngineError(
+                f"the Ray cluster at {choice.address} cannot be joined",
+                where=choice.where,
+                expected="this process on a machine of the cluster, with its versions of Ray and Python, and its token",
+                found=(str(error).strip().splitlines() or [type(error).__name__])[0][:_SHOWN_LOG_CHARS],
+                hint="run tunesmith on a node of the cluster, with the address that `ray start` printed there",
+            ) from error
+        try:
+            _refuse_other_code(choice)
+            yield choice.num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        finally:
+            ray.shutdown()
 
 
 def _refuse_other_code(choice: EngineChoice) -> None:
@@ -305,7 +311,7 @@ def _refuse_other_code(choice: EngineChoice) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = code_version()
-    ask = ray.remote(num_cpus=0, max_retries=0)(code_version)
+    ask = ray.remote(num_cpus=0, max_retries=0)(_code_version_there)
     for node in ray.nodes():
         if not node["Alive"]:
             continue
@@ -337,3 +343,8 @@ def code_version() -> tuple[str, ...]:
         "python " + ".".join(map(str, sys.version_info[:2])),
         *(f"{name} {importlib.metadata.version(name)}" for name in libraries),
     )
+
+
+def _code_version_there() -> tuple[str, ...]:
+    """What a node is asked: Ray takes plain functions only."""
+    return code_version()

@@ -1,8 +1,10 @@
 """A Ray cluster is started on loopback with a token, or joined where strangers cannot; all else is refused first."""
 
+import contextlib
 import importlib.util
 import ipaddress
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -150,15 +152,15 @@ def test_a_part_that_kills_every_worker_ends_the_run_with_a_clear_error(engine, 
     assert list(engine.map(functions.twice, [[1]])) == [[2]]
 
 
-def test_an_open_cluster_is_found_out():
-    """The probe that a cluster elsewhere must pass can fail: one without authentication answers it."""
+@contextlib.contextmanager
+def running(mode, token="0" * 64):
+    """A cluster of another process, with or without authentication; yields its address."""
     start = (
-        "import ray, sys; c = ray.init(address='local', num_cpus=0, include_dashboard=False, logging_level='ERROR',"
+        "import ray, sys; c = ray.init(address='local', num_cpus=1, include_dashboard=False, logging_level='ERROR',"
         " object_store_memory=80 * 2**20, _node_ip_address='127.0.0.1');"
         " print(c.address_info['gcs_address'], flush=True); sys.stdin.read()"
     )
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    env |= {**cluster_module._ON_LOOPBACK, "RAY_AUTH_MODE": "disabled"}
+    env = {**os.environ, **cluster_module._ON_LOOPBACK, "RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token}
     process = subprocess.Popen(
         [sys.executable, "-c", start],
         env=env,
@@ -168,13 +170,60 @@ def test_an_open_cluster_is_found_out():
         text=True,
     )
     try:
-        address = process.stdout.readline().strip()
-        assert cluster_asks_for_token(address) is False
-        with pytest.raises(EngineError, match="is refused"):
-            cluster_module._refuse_open(EngineChoice(kind="ray", address=address))
+        yield process.stdout.readline().strip()
     finally:
         process.stdin.close()
         process.wait(30)
+
+
+def test_a_cluster_without_authentication_is_found_out(monkeypatch):
+    """A client in token mode is served by it all the same: only asking without a token tells."""
+    with running("disabled") as address:
+        assert cluster_asks_for_token(address) is False
+        check_cluster(EngineChoice(kind="ray", address=address))
+        monkeypatch.setattr(cluster_module, "is_loopback", lambda host: False)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        with pytest.raises(EngineError, match="is refused"):
+            check_cluster(EngineChoice(kind="ray", address=address))
+
+
+JOIN = """
+import sys
+from tunesmith.data.engines import open_engine
+from tunesmith.errors import EngineError
+from tunesmith.types import EngineChoice
+try:
+    with open_engine(EngineChoice(kind="ray", address=sys.argv[1]), num_workers=9) as engine:
+        print(list(engine.map(len, [[1], [2, 3]])))
+except EngineError as error:
+    print(error)
+"""
+
+
+def test_a_running_cluster_is_joined_with_its_token_and_the_same_code(tmp_path):
+    package = Path(cluster_module.__file__).parent
+    shutil.copytree(package, tmp_path / "tunesmith", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "tunesmith" / "more.py").write_text('"""Not in the cluster\'s copy."""\n')
+
+    def join(address, **env):
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        done = subprocess.run(
+            [sys.executable, "-c", JOIN, address],
+            env={**clean, "HOME": str(tmp_path), **env},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    other_code = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
+    with running("token", token="a" * 64) as address:
+        assert join(address, **token) == "[1, 2]\n"
+        assert "no token" in join(address)
+        assert "another token" in join(address, **token | {"RAY_AUTH_TOKEN": "b" * 64})
+        assert "runs other code" in join(address, **token, **other_code)
 
 
 @pytest.mark.parametrize("mode", [None, "disabled", "token"])
