@@ -28,23 +28,32 @@ class Span:
 
 PATTERNS = (*SECRETS, *PERSONAL)
 """All patterns, strongest first: where two match the same characters the earlier one names them."""
+_WITHIN_REACH = [
+    tuple(pattern for pattern in PATTERNS if pattern.digits <= digits)
+    for digits in range(max(pattern.digits for pattern in PATTERNS) + 1)
+]
+"""Digits in one chain -> the patterns that may match: most texts have none, and most patterns need some."""
 _CHAINS = bytes(code if 48 <= code <= 57 else 124 for code in range(256))
 _LINKS = b" ./-()\t\n"
 
 
 def longest_chain(text: str) -> int:
     """Return how many digits stand in one chain at most: letters and other signs break a chain, spaces do not."""
-    return max(map(len, text.encode("utf-8", "replace").translate(_CHAINS, _LINKS).split(b"|")))
+    chains = text.encode("utf-8", "replace").translate(_CHAINS, _LINKS).strip(b"|")
+    return max(map(len, chains.split(b"|"))) if chains else 0
 
 
 def find(text: str) -> list[Span]:
     """Return the personal data and secrets of a text, in order, without overlaps."""
     lower = text.lower()
-    digits = longest_chain(text)
     found: list[Span] = []
-    for pattern in PATTERNS:
-        if digits < pattern.digits or (pattern.hints and not any(hint in lower for hint in pattern.hints)):
-            continue
+    for pattern in _WITHIN_REACH[min(longest_chain(text), len(_WITHIN_REACH) - 1)]:
+        for hint in pattern.hints:
+            if hint in lower:
+                break
+        else:
+            if pattern.hints:
+                continue
         for match in pattern.regex.finditer(text):
             fitted = pattern.fit(match)
             span = None if fitted is None else _free(_behind_escape(text, *fitted), found)
