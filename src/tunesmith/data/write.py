@@ -10,12 +10,15 @@ What lives here: `write_rows`, `read_rows`, and the same for rejected rows. What
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,6 +73,11 @@ REJECT_SCHEMA = pa.schema(
 )
 """Columns of a file of rejected rows: `raw` holds the input where no row could be made of it."""
 
+_REPEATING = frozenset(
+    ("source", "path", "license", "kind", "generator", "editor", "collected_at", "role", "labels", "split", "stage")
+)
+"""Columns that say the same of many rows."""
+
 MAX_RAW_CHARS = 2000
 _BATCH_ROWS = 4096
 
@@ -109,9 +117,12 @@ def content_hash(conversation: Conversation) -> str:
     return sha256_hex(canonical_json(conversation.to_json()))
 
 
+_IN_ORDER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def _json_in_order(value: JSON) -> str:
     """JSON text with keys in the order they came: templates print tools and arguments in that order."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _IN_ORDER.encode(value)
 
 
 def row_to_record(row: Row) -> dict[str, Any]:
@@ -156,12 +167,19 @@ def row_from_record(record: dict[str, Any]) -> Row:
             subject=record["subject"],
         ),
         role=RowRole(record["role"]),
-        labels=json.loads(record["labels"]),
+        labels=_labels(record["labels"]),
         group=record["group"],
         split=record["split"],
         rejected=_messages(record["rejected"]) if record["rejected"] else (),
         desirable=record["desirable"],
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _labels(text: str) -> Mapping[str, str]:
+    """The labels of a row; rows with the same ones share them."""
+    labels: dict[str, str] = json.loads(text)
+    return labels
 
 
 def conversation_of(record: Mapping[str, Any]) -> Conversation:
@@ -276,7 +294,20 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def read_rows(path: Path) -> list[Row]:
     """Read all rows of a file that `write_rows` wrote. Raises `DataError` where it is not one."""
-    return list(iter_rows(path))
+    with _without_collection():
+        return list(iter_rows(path))
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Make many values that hold no circles without the collector, which would walk over all of them many times."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def iter_rows(path: Path) -> Iterator[Row]:
@@ -327,4 +358,17 @@ def _records(path: Path, schema: pa.Schema) -> Iterator[dict[str, JSON]]:
         )
     with file:
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=schema.names):
-            yield from batch.to_pylist()
+            columns = [_values(column, name) for name, column in zip(schema.names, batch.columns, strict=True)]
+            for values in zip(*columns, strict=True):
+                yield dict(zip(schema.names, values, strict=True))
+
+
+def _values(column: pa.Array, name: str) -> list[Any]:
+    """A column as Python values; of one whose values repeat, equal ones are one object: rows live long."""
+    if not pa.types.is_string(column.type):
+        return cast("list[Any]", column.to_pylist())
+    if name not in _REPEATING:
+        return cast("list[Any]", column.to_numpy(zero_copy_only=False).tolist())
+    encoded = column.dictionary_encode()
+    known = encoded.dictionary.to_pylist()
+    return [None if place is None else known[place] for place in encoded.indices.to_pylist()]
