@@ -11,6 +11,7 @@ Prompts are compared as bags of words weighted by rarity (TF-IDF, cosine): it te
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -41,8 +42,7 @@ Floats = npt.NDArray[np.float64]
 
 def measure_coverage(rows: Sequence[Row], *, production: Sequence[str] = ()) -> dict[str, JSON]:
     """Return the figures of some rows as JSON. Independent of the order of the rows."""
-    ordered = sorted(rows, key=lambda row: (hashlib.sha256(row.id.encode()).digest(), row.id))
-    sample = ordered[:SAMPLE_ROWS]
+    sample = heapq.nsmallest(SAMPLE_ROWS, rows, key=lambda row: (hashlib.sha256(row.id.encode()).digest(), row.id))
     prompts = [words(prompt_text(row.conversation)) for row in sample]
     answers = [words(answer_text(row.conversation)) for row in sample]
     return {
@@ -51,11 +51,11 @@ def measure_coverage(rows: Sequence[Row], *, production: Sequence[str] = ()) -> 
         "prompt_words": _spread([len(found) for found in prompts]),
         "answer_words": _spread([len(found) for found in answers]),
         "turns": _counts(Counter(_num_turns(row) for row in rows)),
-        "languages": _languages(ordered[:SAMPLE_LANGUAGES]),
+        "languages": _languages(sample[:SAMPLE_LANGUAGES]),
         "labels": _labels(rows),
         "distinct_ngrams": {"prompts": _distinct(prompts), "answers": _distinct(answers)},
         "clusters": _clusters(prompts, [prompt_text(row.conversation) for row in sample]),
-        "production": _production(ordered, production) if production else None,
+        "production": _production(rows, production) if production else None,
     }
 
 

@@ -179,6 +179,8 @@ class Reviewed:
 
     def unless_pinned(self, rows: Sequence[Row], rule: Callable[[Sequence[Row]], Sequence[Row]]) -> list[Row]:
         """Apply a rule to the rows that nobody pinned; the order stays."""
+        if not self.pinned:
+            return list(rule(rows))
         passed = {row.id: row for row in rule([row for row in rows if row.id not in self.pinned])}
         return [
             row if row.id in self.pinned else passed[row.id]
