@@ -289,7 +289,7 @@ def test_semantic_duplicates_are_borderline_in_turn_with_near_ones(tmp_path):
         entries.append({**entries[0], "row_id": row.id, "keeper_id": partner.id, "kind": "semantic_duplicate"})
     write_rows(tmp_path / "rows.parquet", result.rows)
     write_rejects(tmp_path / "rejects.parquet", result.ledger.rejects)
-    write_lineage(tmp_path / "lineage.parquet", result.ledger.actions)
+    write_lineage(tmp_path / "lineage.parquet", result.ledger)
     (tmp_path / "duplicates.json").write_text(json.dumps(entries))
     queue = make_queue(tmp_path, per_stratum=2, strata=("borderline",))
     assert [item.score for item in queue if item.machine == "flagged: semantic_duplicate"] == [0.97]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,30 +83,24 @@ class Ledger:
     def __init__(self, stage: str) -> None:
         self.stage = stage
         self.actions: list[Action] = []
+        """Changes, flags and drops, in order."""
+        self.kept: list[Row] = []
+        """The rows that leave the stage: most of them have no other action, so that none is made for them here."""
         self.rejects: list[Reject] = []
         self.dropped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
         self.flagged: Counter[str] = Counter()
-        self.kept = 0
 
     def keep(self, row: Row) -> None:
-        """Say that a row leaves the stage."""
-        self.kept += 1
-        digest = content_hash(row.conversation)
-        self._add("keep", row, None, None, before=digest, after=digest)
+        """Say that a row leaves the stage; nothing else is done to it any more."""
+        self.kept.append(row)
 
     def change(self, before: Row, after: Row, *, reason: str, detail: str) -> None:
         """Say that a row's text was changed; the row keeps its id."""
         assert before.id == after.id
         self.changed[reason] += 1
-        self._add(
-            "change",
-            before,
-            reason,
-            detail,
-            before=content_hash(before.conversation),
-            after=content_hash(after.conversation),
-        )
+        hashes = content_hash(before.conversation), content_hash(after.conversation)
+        self.actions.append(self._action("change", before, reason, detail, before=hashes[0], after=hashes[1]))
 
     def flag(
         self, row: Row, *, reason: str, detail: str, matched_id: str | None = None, score: float | None = None
@@ -114,7 +108,9 @@ class Ledger:
         """Say that a row is worth a look; it stays."""
         self.flagged[reason] += 1
         digest = content_hash(row.conversation)
-        self._add("flag", row, reason, detail, before=digest, after=digest, matched_id=matched_id, score=score)
+        self.actions.append(
+            self._action("flag", row, reason, detail, before=digest, after=digest, matched_id=matched_id, score=score)
+        )
 
     def drop(
         self, row: Row, *, reason: str, detail: str, matched_id: str | None = None, score: float | None = None
@@ -122,7 +118,9 @@ class Ledger:
         """Say that a row leaves the data, and keep it among the rejects."""
         self.dropped[reason] += 1
         digest = content_hash(row.conversation)
-        self._add("drop", row, reason, detail, before=digest, after=None, matched_id=matched_id, score=score)
+        self.actions.append(
+            self._action("drop", row, reason, detail, before=digest, after=None, matched_id=matched_id, score=score)
+        )
         origin = row.provenance
         self.rejects.append(
             Reject(
@@ -141,48 +139,62 @@ class Ledger:
     def balance(self, num_in: int) -> None:
         """Hold the stage to its account: every row that came in was kept or dropped, once."""
         num_dropped = sum(self.dropped.values())
-        assert num_in == self.kept + num_dropped, f"{num_in} rows in, {self.kept} kept, {num_dropped} dropped"
+        num_kept = len(self.kept)
+        assert num_in == num_kept + num_dropped, f"{num_in} rows in, {num_kept} kept, {num_dropped} dropped"
 
-    def _add(
+    def by_row(self) -> Iterator[list[Action]]:
+        """Yield the actions on each row, in the order in which the rows were first acted on; a keep comes last."""
+        acted: dict[str, list[Action]] = {}
+        for action in self.actions:
+            acted.setdefault(action.row_id, []).append(action)
+        for row in self.kept:
+            if row.id in acted:
+                acted[row.id].append(self._kept(row))
+        yield from acted.values()
+        for row in self.kept:
+            if row.id not in acted:
+                yield [self._kept(row)]
+
+    def _kept(self, row: Row) -> Action:
+        digest = content_hash(row.conversation)
+        return self._action("keep", row, before=digest, after=digest)
+
+    def _action(
         self,
         action: ActionKind,
         row: Row,
-        reason: str | None,
-        detail: str | None,
+        reason: str | None = None,
+        detail: str | None = None,
         *,
         before: str,
         after: str | None,
         matched_id: str | None = None,
         score: float | None = None,
-    ) -> None:
+    ) -> Action:
         origin = row.provenance
-        self.actions.append(
-            Action(
-                row_id=row.id,
-                stage=self.stage,
-                action=action,
-                reason=reason,
-                detail=detail,
-                matched_id=matched_id,
-                score=score,
-                before_hash=before,
-                after_hash=after,
-                source=origin.source,
-                path=origin.path,
-                line=origin.line,
-            )
+        return Action(
+            row_id=row.id,
+            stage=self.stage,
+            action=action,
+            reason=reason,
+            detail=detail,
+            matched_id=matched_id,
+            score=score,
+            before_hash=before,
+            after_hash=after,
+            source=origin.source,
+            path=origin.path,
+            line=origin.line,
         )
 
 
-def write_lineage(path: Path, actions: Iterable[Action]) -> None:
+def write_lineage(path: Path, ledger: Ledger) -> None:
     """Write one record for each row, in the order in which the rows were first acted on."""
-    by_row: dict[str, list[Action]] = {}
-    for action in actions:
-        by_row.setdefault(action.row_id, []).append(action)
-    rows = list(by_row.values())
+    rows = ledger.by_row()
     with pq.ParquetWriter(path, LINEAGE_SCHEMA, compression="zstd") as writer:
-        for start in range(0, max(1, len(rows)), _BATCH_ROWS):
-            writer.write_table(_table(rows[start : start + _BATCH_ROWS]))
+        writer.write_table(_table(list(itertools.islice(rows, _BATCH_ROWS))))
+        while batch := list(itertools.islice(rows, _BATCH_ROWS)):
+            writer.write_table(_table(batch))
 
 
 def _table(rows: list[list[Action]]) -> pa.Table:

@@ -320,7 +320,7 @@ def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
         curated = curate_rows(rows, rules, lint=lint, progress=ctx.progress, engine=engine)
     write_rows(ctx.out / "rows.parquet", curated.rows)
     write_rejects(ctx.out / "rejects.parquet", curated.ledger.rejects)
-    write_lineage(ctx.out / "lineage.parquet", curated.ledger.actions)
+    write_lineage(ctx.out / "lineage.parquet", curated.ledger)
     compared = curated.compared
     pairs_file = ctx.out / "near_pairs.parquet"
     write_pairs(pairs_file, compared.pairs, compared.standing, compared.rows, pinned=compared.pinned)
