@@ -1,14 +1,14 @@
-"""Cost of the whole curate stage on short rows, and how it grows with their number.
+"""Cost of ingest, curate and split on short rows, and how it grows with their number.
 
     python benchmarks/curate_scale.py OUT                               # 10,000, 100,000 and 1,000,000 rows
-    python benchmarks/curate_scale.py OUT --sizes 10000 30000 --profile
+    python benchmarks/curate_scale.py OUT --sizes 10000 30000 --profile curate
 
 The rows are made up, the same in every run: 8 in 10 are unique requests, 1 in 10 fills a template that thousands share,
-1 in 20 repeats another row with one other word, 1 in 20 holds a made-up e-mail address and phone number. Each size runs
-in a process of its own, as the stage that a recipe runs (rows.parquet in; rows, lineage, report out) with the default
-rules and no contract. CPU seconds are those of the stage's process with all of its threads; steps are told by the
-stage's progress, and what comes behind the last one is written down as "output". OUT gets `curate_scale.json`,
-`curate_scale.md` and `curate_scale.svg`.
+1 in 20 repeats another row with one other word, 1 in 20 holds a made-up e-mail address and phone number. They are
+written as JSON lines; then each stage runs in a process of its own on what the stage before it wrote, as a recipe runs
+it, with the default rules and no contract. CPU seconds are those of the stage's process with all of its threads, its
+imports included. The steps of curate are told by its progress; what comes behind the last one is written down as
+"output". OUT gets `curate_scale.json`, `curate_scale.md` and `curate_scale.svg`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tunesmith.types import Conversation, Message, Provenance, Row
-
 SIZES = (10_000, 100_000, 1_000_000)
+STAGES = ("ingest", "curate", "split")
 STEPS = (
     "read, licences",
     "empty, too long",
@@ -40,7 +39,8 @@ STEPS = (
     "account",
     "output",
 )
-"""What ends with each of the stage's reports of progress, and what follows the last one."""
+"""What ends with each of curate's reports of progress, and what follows the last one."""
+COLORS = {"ingest": "#9aa5b1", "curate": "#20639b", "split": "#d1772a"}
 
 _STARTS, _ENDS = "b br d dr f fl g gr h j k kl l m n p pl r s st t tr v w".split(), "a en i or u el ing is on".split()  # noqa: SIM905
 VOCABULARY = sorted({a + v + c + b for a in _STARTS for v in "aeiou" for c in "lmnrst" for b in _ENDS})
@@ -87,143 +87,187 @@ def texts(num_rows: int, seed: int) -> Iterator[tuple[str, str]]:
         yield pair
 
 
-def rows_of(num_rows: int, seed: int) -> Iterator[Row]:
-    """Yield the rows as ingest would write them."""
-    from tunesmith.data.write import row_id
-
-    for line, (prompt, answer) in enumerate(texts(num_rows, seed), start=1):
-        said = Message(role="user", content=prompt), Message(role="assistant", content=answer)
-        conversation = Conversation(messages=said)
-        yield Row(
-            id=row_id(conversation, source="made_up", path="made_up.jsonl", line=line),
-            conversation=conversation,
-            provenance=Provenance(source="made_up", path="made_up.jsonl", line=line, license="CC0-1.0"),
-        )
+def make_file(path: Path, num_rows: int, seed: int) -> None:
+    """Write the rows as JSON lines."""
+    with path.open("w", encoding="utf-8") as handle:
+        for prompt, answer in texts(num_rows, seed):
+            handle.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """Stands for the artifact of ingest: the stage asks only where it lies."""
+    """Stands for the artifact of the stage before: a stage asks only where it lies."""
 
     path: Path
 
 
-def measure(num_rows: int, seed: int, *, profile: bool) -> dict[str, Any]:
-    """Run the stage once in this process and say what it cost."""
+def bound(stage: str, folder: Path) -> Callable[[Any], Any]:
+    """Return a stage with the inputs and settings that it runs with here; all it still takes is its context."""
+    if stage == "ingest":
+        from tunesmith.stages.ingest import IngestInputs, IngestSpec, ingest
+
+        source = {"path": str(folder / "made_up.jsonl"), "license": "CC0-1.0"}
+        return lambda context: ingest(IngestInputs(), IngestSpec.model_validate({"sources": [source]}), context)
+    before = Made(path=folder / STAGES[STAGES.index(stage) - 1])
+    if stage == "curate":
+        from tunesmith.stages.curate import CurateInputs, CurateSpec, curate
+
+        inputs = CurateInputs.model_construct(rows=before, contract=None)
+        return lambda context: curate(inputs, CurateSpec(), context)
+    from tunesmith.stages.split import SplitInputs, SplitSpec, split
+
+    return lambda context: split(SplitInputs.model_construct(rows=before), SplitSpec(), context)
+
+
+def peak_megabytes() -> int:
+    """Return the most memory that this process held so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def measure(stage: str, folder: Path, *, num_rows: int, profile: bool) -> dict[str, Any]:
+    """Run a stage once in this process and say what it cost."""
     from tunesmith.core.stage import Context
-    from tunesmith.stages.curate import CurateInputs, CurateSpec, curate
 
-    with tempfile.TemporaryDirectory() as folder:
-        # The rows are made in another process, so that its memory is none of the stage's.
-        making = [sys.executable, __file__, folder, "--make", str(num_rows), "--seed", str(seed)]
-        subprocess.run(making, check=True)
-        out, work = Path(folder) / "out", Path(folder) / "work"
-        out.mkdir()
-        work.mkdir()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        marks = [time.process_time()]
+    out, work = folder / stage, folder / f"{stage}.work"
+    out.mkdir()
+    work.mkdir()
+    marks = [(time.process_time(), peak_megabytes())]
 
-        def progress(done: float, total: float | None, note: str = "", **fields: object) -> None:
-            marks.append(time.process_time())
+    def progress(done: float, total: float | None, note: str = "", **fields: object) -> None:
+        marks.append((time.process_time(), peak_megabytes()))
 
-        def log(event: str, fields: object = None) -> None:
-            """Nothing is kept: events are the kernel's."""
+    def log(event: str, fields: object = None) -> None:
+        """Nothing is kept: events are the kernel's."""
 
-        context = Context(out=out, work=work, log=log, progress=progress, workers=1, device="cpu")
-        inputs = CurateInputs.model_construct(rows=Made(path=Path(folder)), contract=None)
-        profiler = cProfile.Profile()
-        if profile:
-            profiler.enable()
-        summary = curate(inputs, CurateSpec(), context)
-        profiler.disable()
-        marks.append(time.process_time())
-        if profile:
-            pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(30)
-    spent = [end - start for start, end in pairwise(marks)]
-    assert len(spent) == len(STEPS), f"the stage reported {len(spent) - 1} steps"
-    total = marks[-1] - marks[0]
-    return {
+    run = bound(stage, folder)
+    context = Context(out=out, work=work, log=log, progress=progress, workers=1, device="cpu")
+    profiler = cProfile.Profile()
+    if profile:
+        profiler.enable()
+    summary = run(context)
+    profiler.disable()
+    marks.append((time.process_time(), peak_megabytes()))
+    if profile:
+        pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(30)
+    total = time.process_time()  # imports and all: what a user pays
+    figures: dict[str, Any] = {
+        "stage": stage,
         "rows": num_rows,
         "cpu_seconds": round(total, 2),
         "rows_per_cpu_second": round(num_rows / total),
-        "steps": {name: round(value, 2) for name, value in zip(STEPS, spent, strict=True)},
-        "peak_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "megabytes_before": round(before),
-        "rows_kept": summary["rows_kept"],
-        "dropped": summary["dropped"],
-        "pii_rows": summary["pii_rows"],
+        "peak_megabytes": marks[-1][1],
     }
+    if stage == "curate":
+        assert len(marks) == len(STEPS) + 1, f"the stage reported {len(marks) - 2} steps"
+        spent = [(after[0] - before[0], after[1]) for before, after in pairwise(marks)]
+        figures["steps"] = {
+            name: {"cpu_seconds": round(seconds, 2), "peak_megabytes": peak}
+            for name, (seconds, peak) in zip(STEPS, spent, strict=True)
+        }
+    kept = ("rows_kept", "dropped", "pii_rows", "rows", "units", "clusters", "overlaps")
+    return figures | {"summary": {name: summary[name] for name in kept if name in summary}}
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Return the figures as a Markdown table, one row a size."""
-    heads = ["rows", "CPU seconds", "rows a CPU-second", "peak MB", *(f"{step}, s" for step in STEPS)]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---:|" * len(heads)]
-    for result in results:
-        cells = [f"{result['rows']:,}", result["cpu_seconds"], f"{result['rows_per_cpu_second']:,}"]
-        cells += [f"{result['peak_megabytes']:,}", *(result["steps"][step] for step in STEPS)]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    """Return the figures as two Markdown tables: of the stages, and of the steps of curate."""
+    parts = [
+        ("stage", "rows", "CPU seconds", "rows a CPU-second", "peak MB"),
+        *(
+            (one["stage"], f"{one['rows']:,}", one["cpu_seconds"], f"{one['rows_per_cpu_second']:,}", _peak(one))
+            for one in sorted(results, key=lambda one: (STAGES.index(one["stage"]), one["rows"]))
+        ),
+    ]
+    curated = [one for one in results if one["stage"] == "curate"]
+    steps = [
+        ("step of curate", *(f"{one['rows']:,} rows: CPU seconds, peak MB so far" for one in curated)),
+        *(
+            (step, *(f"{one['steps'][step]['cpu_seconds']}, {_peak(one['steps'][step])}" for one in curated))
+            for step in STEPS
+        ),
+    ]
+    return f"{_lines(parts)}\n{_lines(steps)}" if curated else _lines(parts)
+
+
+def _peak(figures: dict[str, Any]) -> str:
+    return f"{figures['peak_megabytes']:,}"
+
+
+def _lines(cells: Sequence[Sequence[object]]) -> str:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in cells]
+    lines.insert(1, "|---" + "|---:" * (len(cells[0]) - 1) + "|")
     return "\n".join(lines) + "\n"
 
 
-def drawn(results: Sequence[dict[str, Any]]) -> str:
-    """Return CPU seconds and peak memory over rows, both axes logarithmic, each with a line of plain proportion."""
+def drawn(results: Sequence[dict[str, Any]], kind: str) -> bytes:
+    """Return CPU seconds and peak memory over rows, both axes logarithmic, with a line of plain proportion."""
     import io
 
     import matplotlib as mpl
 
-    mpl.use("svg")
+    mpl.use("svg" if kind == "svg" else "agg")
     mpl.rcParams["svg.hashsalt"] = "tunesmith"
     from matplotlib import pyplot
 
-    sizes = [result["rows"] for result in results]
-    figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
-    for axes, key, label in zip(
-        panels, ("cpu_seconds", "peak_megabytes"), ("CPU seconds", "peak memory, MB"), strict=True
-    ):
-        values = [result[key] for result in results]
-        axes.plot(sizes, values, marker="o", color="#20639b", label="measured")
-        axes.plot(
-            sizes, [values[0] * size / sizes[0] for size in sizes], ls=":", color="#9aa5b1", label="in proportion"
-        )
+    figure, panels = pyplot.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+    labels = {"cpu_seconds": "CPU seconds", "peak_megabytes": "peak memory, MB"}
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+        for stage in STAGES:
+            points = sorted((one["rows"], one[key]) for one in results if one["stage"] == stage)
+            axes.plot(*zip(*points, strict=True), marker="o", color=COLORS[stage], label=stage)
+        largest = max((one for one in results if one["stage"] == "curate"), key=lambda one: int(one["rows"]))
+        sizes = sorted({one["rows"] for one in results})
+        line = [largest[key] * size / largest["rows"] for size in sizes]
+        axes.plot(sizes, line, ls=":", color="#333333", label="in proportion to the rows")
         axes.set(xscale="log", yscale="log", xlabel="rows", ylabel=label)
         axes.grid(color="#e6eaee")
-        axes.legend(frameon=False)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
+    panels[0].legend(frameon=False, fontsize="small")
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=110)
     return out.getvalue()
 
 
+def write(out: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Write the figures as JSON, as tables and as a plot."""
+    (out / "curate_scale.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (out / "curate_scale.md").write_text(table(results), encoding="utf-8")
+    for kind in ("svg", "png"):
+        (out / f"curate_scale.{kind}").write_bytes(drawn(results, kind))
+
+
+def in_own_process(stage: str, folder: str, arguments: argparse.Namespace, size: int) -> dict[str, Any]:
+    """Run a stage in a process of its own: its memory is nobody else's."""
+    command = [sys.executable, __file__, folder, "--one", stage, "--sizes", str(size)]
+    if arguments.profile == stage:
+        command += ["--profile", stage]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
 def main() -> int:
-    """Measure each size in a process of its own; write the table and the plot after each."""
+    """Measure each stage at each size; write tables and plot after each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--profile", action="store_true", help="print the functions that take the longest")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--profile", choices=STAGES, help="print the functions of a stage that take the longest")
+    parser.add_argument("--one", choices=STAGES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.make:
-        from tunesmith.data.write import write_rows
-
-        write_rows(arguments.out / "rows.parquet", rows_of(arguments.make, arguments.seed))
-        return 0
     if arguments.one:
-        print(json.dumps(measure(arguments.one, arguments.seed, profile=arguments.profile)))
+        (size,) = arguments.sizes
+        figures = measure(arguments.one, arguments.out, num_rows=size, profile=arguments.profile is not None)
+        print(json.dumps(figures))
         return 0
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     for size in sorted(arguments.sizes):
-        command = [sys.executable, __file__, str(arguments.out), "--one", str(size), "--seed", str(arguments.seed)]
-        if arguments.profile:
-            command.append("--profile")
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results.append(json.loads(done.stdout.splitlines()[-1]))
-        (arguments.out / "curate_scale.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (arguments.out / "curate_scale.md").write_text(table(results), encoding="utf-8")
-        (arguments.out / "curate_scale.svg").write_text(drawn(results), encoding="utf-8")
-        print(table(results[-1:]) if len(results) == 1 else table(results[-1:]).splitlines()[-1])
+        with tempfile.TemporaryDirectory() as folder:
+            make_file(Path(folder) / "made_up.jsonl", size, arguments.seed)
+            for stage in STAGES:
+                results.append(in_own_process(stage, folder, arguments, size))
+                print(json.dumps(results[-1]), flush=True)
+        write(arguments.out, results)
+    print(table(results))
     return 0
 
 

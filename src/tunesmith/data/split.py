@@ -118,18 +118,16 @@ def _without_leaks(
     leaks: list[Leak] = []
     while True:
         left, right, scores = prompt_pairs(kept, threshold=near_threshold, engine=engine)
-        by_group = _pairs_across([row.group for row in kept], [_rank(row) for row in kept])
+        ranks = [_rank(row) for row in kept]
+        across = np.take(ranks, left) != np.take(ranks, right)
         pairs = [
-            *zip(left.tolist(), right.tolist(), scores.tolist(), strict=True),
-            *((one, other, None) for one, other in by_group),
+            *zip(*(values[across].tolist() for values in (left, right, scores)), strict=True),
+            *((one, other, None) for one, other in _pairs_across([row.group for row in kept], ranks)),
         ]
         found: dict[int, Leak] = {}
-        for one, other, score in sorted(
-            pairs, key=lambda pair: (min(_rank(kept[pair[0]]), _rank(kept[pair[1]])), -(pair[2] or 0))
-        ):
-            row, heldout = (one, other) if _rank(kept[one]) > _rank(kept[other]) else (other, one)
-            if _rank(kept[row]) > _rank(kept[heldout]):
-                found.setdefault(row, Leak(row=kept[row], heldout=kept[heldout], score=score))
+        for one, other, score in sorted(pairs, key=lambda pair: (min(ranks[pair[0]], ranks[pair[1]]), -(pair[2] or 0))):
+            row, heldout = (one, other) if ranks[one] > ranks[other] else (other, one)
+            found.setdefault(row, Leak(row=kept[row], heldout=kept[heldout], score=score))
         if not found:
             return kept, leaks, (left, right)
         leaks += [found[row] for row in sorted(found)]
@@ -292,11 +290,8 @@ def prove(
 
 
 def _overlaps_of(keys: Sequence[str | None], side_of: Sequence[str]) -> list[str]:
-    seen: dict[str, set[str]] = defaultdict(set)
-    for key, side in zip(keys, side_of, strict=True):
-        if key:
-            seen[key].add(side)
-    return sorted(key for key, on in seen.items() if len(on) > 1)
+    first: dict[str, str] = {}
+    return sorted({key for key, side in zip(keys, side_of, strict=True) if key and first.setdefault(key, side) != side})
 
 
 def _facets(rows: Sequence[Row], label: str | None) -> dict[str, list[str]]:

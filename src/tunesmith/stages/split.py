@@ -80,25 +80,29 @@ def split(inputs: SplitInputs, spec: SplitSpec, ctx: Context) -> Summary:
                 for leak in done.leaks
             ],
         )
+        dealt = {
+            "units": done.num_units,
+            "groups": done.num_groups,
+            "clusters": done.num_clusters,
+            "sides_from_outside": done.from_outside,
+            "leaks_dropped": len(done.leaks),
+        }
+        declared = {side: sum(row.split == side for row in rows) for side in done.from_outside}
+        del rows, done  # the proof reads what was written; without this all rows would be held twice
         proof = prove(
             {side: read_rows(ctx.out / f"{side}.parquet") for side in SIDES},
             near_threshold=spec.near_duplicates,
             label=spec.stratify_by,
             engine=engine,
         )
-    declared = {side: sum(row.split == side for row in rows) for side in done.from_outside}
-    proof |= {"declared": declared, "leaks_dropped": len(done.leaks)}
+    proof |= {"declared": declared, "leaks_dropped": dealt["leaks_dropped"]}
     (ctx.out / "split_proof.json").write_text(json.dumps(proof, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     refuse_overlap(proof)
     ctx.progress(2, 2, "no overlap")
     return {
         "rows": proof["rows"],
         "general_rows": proof["general_rows"],
-        "units": done.num_units,
-        "groups": done.num_groups,
-        "clusters": done.num_clusters,
-        "sides_from_outside": done.from_outside,
-        "leaks_dropped": len(done.leaks),
+        **dealt,
         "overlaps": proof["overlaps"],
         "drift": proof["drift"],
     }
