@@ -48,7 +48,10 @@ def candidate_pairs(chunks: Sequence[pa.Array], rank: Ints, engine: Engine) -> t
     filled = np.concatenate([pc.binary_length(chunk).to_numpy() > 0 for chunk in chunks])
     row_of = np.argsort(rank)
     row_of = row_of[filled[row_of]]
-    bands = [keys[start : start + _BANDS_PER_TASK, row_of] for start in range(0, NUM_BANDS, _BANDS_PER_TASK)]
+    for band in keys:  # in place: the keys take more memory than anything else here
+        band[: len(row_of)] = band[row_of]
+    ordered = keys[:, : len(row_of)]
+    bands = [ordered[start : start + _BANDS_PER_TASK] for start in range(0, NUM_BANDS, _BANDS_PER_TASK)]
     pairs = sorted_unique(np.concatenate(list(engine.map(bucket_pairs, bands))))
     return row_of[pairs >> 32], row_of[pairs & 0xFFFFFFFF]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunesmith.data import checksums
 from tunesmith.data.canaries import canaries, measured_recall
-from tunesmith.data.patterns import PATTERNS, find
+from tunesmith.data.patterns import PATTERNS, find, longest_chain
 from tunesmith.data.redact import masked, redact_row
 from tunesmith.types import Conversation, Message, Provenance, Row, ToolCall
 
@@ -398,3 +398,12 @@ def test_check_digits_hold_for_published_examples_and_for_few_others(holds, good
     else:
         assert not holds("000051120")
         assert not holds("900051120")
+
+
+def test_the_cheap_tests_before_a_pattern_hide_no_match():
+    for canary in canaries():
+        chain, lower = longest_chain(canary.sentence), canary.sentence.lower()
+        for pattern in PATTERNS:
+            if any(pattern.fit(match) is not None for match in pattern.regex.finditer(canary.sentence)):
+                assert chain >= pattern.digits
+                assert not pattern.hints or any(hint in lower for hint in pattern.hints)

@@ -127,3 +127,22 @@ def test_the_order_of_tool_arguments_is_kept(tmp_path):
     (back,) = read_rows(tmp_path / "rows.parquet")
     assert list(back.conversation.messages[0].tool_calls[0].arguments) == ["zulu", "alpha"]
     assert list(back.conversation.tools[0]) == ["type", "a"]
+
+
+def test_what_many_rows_say_is_in_memory_once(tmp_path):
+    one = Conversation(messages=(Message(role="user", content="q"), Message(role="assistant", content="a")))
+    written = [
+        Row(
+            id=row_id(one, source="tickets", path="tickets.jsonl", line=line),
+            conversation=one,
+            provenance=Provenance(source="tickets", path="tickets.jsonl", line=line, license="CC0-1.0"),
+            labels={"intent": "refund"},
+        )
+        for line in (1, 2)
+    ]
+    write_rows(tmp_path / "rows.parquet", written)
+    first, second = read_rows(tmp_path / "rows.parquet")
+    assert first.labels is second.labels
+    for name in ("source", "path", "license"):
+        assert getattr(first.provenance, name) is getattr(second.provenance, name)
+    assert first.conversation.messages[0].role is second.conversation.messages[0].role
