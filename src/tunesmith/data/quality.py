@@ -140,12 +140,15 @@ _HANGING = re.compile(
     r"|(?<= )(?:the|a|an|and|or|but|of|to|in|with|for|that|which|is|are|was|were|by|from|as|at|because"
     r"|than|und|oder|der|die|das|ein|eine|mit|für|le|la|les|et|ou|de|des|un|une|el|los|y|con|para|il|di|che))$"
 )
+_HANGING_CHARS = 12
+"""More than the longest ending: the search need not begin before."""
 
 
 def _truncated(texts: _Texts, limits: Limits) -> Found:
     last_line = texts.content.rsplit("\n", 1)[-1]
     prose = len(texts.answer_words) >= MIN_WORDS_FOR_TRUNCATION and last_line.count(" ") >= 5
-    if not prose or _CODE.search(last_line) is not None or _HANGING.search(last_line) is None:
+    hanging = prose and _HANGING.search(last_line, len(last_line) - _HANGING_CHARS) is not None
+    if not hanging or _CODE.search(last_line) is not None:
         return None
     return f'the answer ends in "{last_line[-SHOWN_CHARS:]}"', None
 
