@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 JSON = Any
 """A value that `json.dumps` takes."""
@@ -101,7 +101,7 @@ class Message:
             function = call.get("function", call)
             calls.append(ToolCall(name=function["name"], arguments=function["arguments"], id=call.get("id")))
         return cls(
-            role=sys.intern(value["role"]),
+            role=cast(Role, sys.intern(value["role"])),
             content=value.get("content"),
             reasoning=value.get("reasoning_content"),
             tool_calls=tuple(calls),

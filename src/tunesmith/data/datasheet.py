@@ -7,6 +7,7 @@ What nobody said stays *unknown*, in so many words: a person fills it in under `
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,7 @@ def _source_facts(rows: Sequence[Row]) -> SourceFacts:
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def license_name(said: str | None) -> str:
     """Return a licence as SPDX spells it where that is known, else as it was said; `unknown` where nothing was."""
     normal = normal_license(said)

@@ -70,19 +70,26 @@ def drop_unlicensed(
 ) -> list[Row]:
     """Drop rows whose licence is not allowed, and rows that say none unless `unknown` is `keep`."""
     kept = []
+    complaints: dict[str | None, tuple[str, str] | None] = {}
     for row in rows:
         said = row.provenance.license
-        if normal_license(said) is None:
-            if unknown == "keep":
-                kept.append(row)
-            else:
-                ledger.drop(row, reason="license_unknown", detail=f"expected a licence, found {said or 'nothing'}")
-        elif license_allowed(said or "", allowed):
+        if said not in complaints:
+            complaints[said] = _complaint(said, allowed, unknown)
+        complaint = complaints[said]
+        if complaint is None:
             kept.append(row)
         else:
-            detail = f"expected one of {', '.join(allowed)}, found {_told(said or '')}"
-            ledger.drop(row, reason="license_refused", detail=detail)
+            ledger.drop(row, reason=complaint[0], detail=complaint[1])
     return kept
+
+
+def _complaint(said: str | None, allowed: Sequence[str], unknown: str) -> tuple[str, str] | None:
+    """Reason and detail against a licence; `None` where it may be used."""
+    if normal_license(said) is None:
+        return None if unknown == "keep" else ("license_unknown", f"expected a licence, found {said or 'nothing'}")
+    if license_allowed(said or "", allowed):
+        return None
+    return "license_refused", f"expected one of {', '.join(allowed)}, found {_told(said or '')}"
 
 
 def _told(said: str) -> str:
