@@ -19,7 +19,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from tunesmith.core.fields import KeyDoc, key_docs, nested_specs
-from tunesmith.core.spec import ByContent, Spec
+from tunesmith.core.spec import ByContent, Circumstance, Spec, is_circumstance
 from tunesmith.core.stage import Inputs, Stage
 from tunesmith.core.store import fingerprint_of
 from tunesmith.stages import load_stages
@@ -208,15 +208,28 @@ def is_tag(field: Any) -> bool:
 # ---------------------------------------------------------------------------------------------------------- the laws
 
 
+CIRCUMSTANCES = {"train.parallel"}
+"""Keys that say how a stage computes and not what, each with a test that what it computes stays the same."""
+
+
 def unflipped(stage: Stage, files: list[str]) -> list[str]:
-    """Return the keys of a stage that do not change its fingerprint, or that could not be tried."""
+    """Return the keys of a stage that do not change its fingerprint, or that could not be tried.
+
+    Circumstances must not change it.
+    """
     bad = []
     for key, before, after in flips(stage.spec_type, stage.spec_type, lambda value: value, "", files):
         if before is None or after is None:
             bad.append(f"{key}: no two valid values found, add some to SAMPLES")
-        elif fingerprint_of(stage, before.identity(), inputs={}) == fingerprint_of(stage, after.identity(), inputs={}):
-            bad.append(f"{key}: {before} and {after} share a fingerprint")
+            continue
+        same = fingerprint_of(stage, before.identity(), inputs={}) == fingerprint_of(stage, after.identity(), inputs={})
+        if same != (key.partition(".")[0] in circumstances(stage)):
+            bad.append(f"{key}: {before} and {after} {'share a' if same else 'have another'} fingerprint")
     return bad
+
+
+def circumstances(stage: Stage) -> set[str]:
+    return {name for name, field in stage.spec_type.model_fields.items() if is_circumstance(field)}
 
 
 def defaulted_tags(spec_type: type[Spec]) -> list[str]:
@@ -289,6 +302,11 @@ def test_every_key_changes_the_fingerprint(name, files):
     assert unflipped(STAGES[name], files) == []
 
 
+def test_few_keys_are_circumstance_and_all_of_them_are_known():
+    found = {f"{name}.{key}" for name, stage in STAGES.items() for key in circumstances(stage)}
+    assert found == CIRCUMSTANCES
+
+
 @pytest.mark.parametrize("name", sorted(STAGES))
 def test_every_key_is_read_by_its_stage(name):
     assert [doc.key for doc in key_docs(STAGES[name].spec_type) if unread(doc, STAGES[name])] == []
@@ -326,9 +344,12 @@ class Broken(Spec):
     part: TaggedA = TaggedA()
     """Fine."""
     silent: bool = False
+    loud: Annotated[bool, Circumstance()] = False
+    """Said to be circumstance, and yet in the identity."""
 
     def identity(self, sha256_of: Any = None) -> dict[str, Any]:
-        return {name: value for name, value in super().identity(sha256_of).items() if name != "silent"}
+        kept = {name: value for name, value in super().identity(sha256_of).items() if name != "silent"}
+        return {**kept, "loud": self.loud}
 
 
 def broken_function(inputs: Any, spec: Broken, ctx: Any) -> dict[str, Any]:
@@ -348,7 +369,9 @@ BROKEN = Stage(
 
 
 def test_the_laws_can_fail(files):
-    assert any(line.startswith("silent:") for line in unflipped(BROKEN, files))
+    bad = unflipped(BROKEN, files)
+    assert any(line.startswith("silent:") and "share a" in line for line in bad)
+    assert any(line.startswith("loud:") and "have another" in line for line in bad)
     assert defaulted_tags(Broken) == ["part.kind"]
     docs = {doc.key: doc for doc in key_docs(Broken)}
     assert [key for key, doc in docs.items() if not doc.doc] == ["part.kind", "part.rank", "silent"]

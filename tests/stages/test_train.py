@@ -331,7 +331,13 @@ def test_gradient_checkpointing_keeps_no_activations_and_the_same_weights(
 
 def test_every_key_of_the_settings_is_flipped_above():
     flipped = {key.split(".")[0] for key in FLIPS}
-    flipped |= {"gradient_checkpointing", "early_stopping_patience", "mix", "max_source_epochs"}  # own tests
+    flipped |= {
+        "gradient_checkpointing",
+        "early_stopping_patience",
+        "mix",
+        "max_source_epochs",
+        "parallel",
+    }  # own tests
     assert flipped == set(training.TrainSpec.model_fields)
     nested = {key.split(".")[1] for key in FLIPS if "." in key} | {"kind", "rank"}
     assert set(training.Lora.model_fields) | set(training.AdamW.model_fields) <= nested

@@ -38,6 +38,10 @@ class ByContent:
 ContentPath = Annotated[str, ByContent()]
 
 
+class Circumstance:
+    """Marks a field that says how a stage computes and not what: it never enters identity, as the machine does not."""
+
+
 class Spec(BaseModel):
     """Settings of one stage: frozen, every key known, every field documented by the string under it."""
 
@@ -45,6 +49,8 @@ class Spec(BaseModel):
 
     def identity(self, sha256_of: Hasher | None = None) -> dict[str, JSON]:
         """Return the non-default fields as plain JSON, paths replaced by base name and sha256 of their content.
+
+        Fields marked as circumstance are left out.
 
         Raises `RecipeError` where a named file does not exist.
         """
@@ -72,7 +78,7 @@ def _settings(spec: Spec, path_json: Callable[[str], JSON], *, only_changed: boo
     for name, field in type(spec).model_fields.items():
         value = getattr(spec, name)
         default = not field.is_required() and value == field.get_default(call_default_factory=True)
-        if only_changed and default:
+        if only_changed and (default or is_circumstance(field)):
             continue
         out[name] = _plain(value, path_json, only_changed=only_changed, by_content=_is_content(field))
     return out
@@ -116,6 +122,11 @@ def _renamed(value: Any, loc: Loc, rename: Callable[[Loc, str], str], *, by_cont
     if isinstance(value, str) and by_content:
         return rename(loc, value)
     return value
+
+
+def is_circumstance(field: Any) -> bool:
+    """Return whether a field says how a stage computes and not what."""
+    return any(isinstance(mark, Circumstance) for mark in field.metadata)
 
 
 def _is_content(field: Any) -> bool:

@@ -6,14 +6,15 @@
       adapter: {kind: lora, rank: 16, alpha: 32}
 
 What lives here: the order in which the engine's parts are used, and the figures of a finished run. What does not: the
-settings and their checks (`stages.training`), the loop (`train.loop`) and everything under it.
+settings and their checks (`stages.training`), starting several processes (`stages.training_parallel`), the loop
+(`train.loop`) and everything under it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,17 +22,21 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.stage import Context, Estimate, Inputs, Summary, role, stage
 from tunesmith.errors import TrainingError
-from tunesmith.stages.training import TrainSpec, assemble, check, check_contract, order_of
+from tunesmith.stages.training import Assembled, TrainSpec, assemble, check, check_contract, order_of
 from tunesmith.stages.training_mix import mix_account, mix_text, read_mix_origins
+from tunesmith.stages.training_parallel import in_processes, mesh_of, train_in_processes, with_whole_weights
 from tunesmith.stages.training_probe import estimate_by_probe
 from tunesmith.types import JSON, sha256_hex
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
     from tunesmith.model.load import DtypeName
     from tunesmith.train.batches import DataOrder
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.loop import Result
     from tunesmith.train.passes import Choice
+    from tunesmith.train.world import World
 
 
 class TrainInputs(Inputs):
@@ -48,8 +53,10 @@ def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> Estimate
 
     examples, base = inputs.get("examples"), inputs.get("base")
     if examples is None or base is None:
-        return Estimate(seconds=None, memory_bytes=None, basis="unknown until encode and fetch have run")
+        found = Estimate(seconds=None, memory_bytes=None, basis="unknown until encode and fetch have run")
+        return in_processes(found, spec.parallel)
     found = estimate_by_probe(spec, base=base.path, examples=examples.path, device="cpu")
+    found = in_processes(found, spec.parallel)
     if not spec.mix:
         return found
     rows, origins = read_examples(examples.path / "train.parquet"), read_mix_origins(examples.path, spec.mix)
@@ -60,55 +67,50 @@ def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> Estimate
 @stage(name="train", version=1, produces="adapter", check=check, estimate=estimate)
 def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
     """Write `adapter/` (a plain PEFT folder), `metrics.jsonl` and `curve.json`."""
-    from tunesmith.model.lora import count_adapted_layers, unmoved_tensors
+    check(spec, dict(inputs))
+    check_contract(inputs.examples, inputs.contract)
+    compute = train_process if spec.parallel is None else train_in_processes
+    return compute(spec, base=inputs.base.path, examples=inputs.examples.path, ctx=ctx)
+
+
+def train_process(
+    spec: TrainSpec, *, base: Path, examples: Path, ctx: Context, world: World | None = None
+) -> dict[str, JSON]:
+    """Do one process's part of a run, or all of it without a `world`; the first process writes and returns the figures.
+
+    `base` and `examples` are the folders of the artefacts.
+    """
+    from tunesmith.model.lora import count_adapted_layers
     from tunesmith.train.checkpoint import Identity
     from tunesmith.train.examples import read_examples
     from tunesmith.train.loop import run_training
-    from tunesmith.train.passes import base_of, choose_pass
     from tunesmith.train.schedule import learning_rate_at
-    from tunesmith.train.verify import verify_trained
+    from tunesmith.train.world import World
 
-    check(spec, dict(inputs))
-    check_contract(inputs.examples, inputs.contract)
-    rows, val = (read_examples(inputs.examples.path / f"{side}.parquet") for side in ("train", "val"))
-    base_dir = inputs.base.path / "model"
-    base_name = json.loads((inputs.base.path / "source.json").read_text("utf-8"))["id"]
+    world = world or World()
+    rows, val = (read_examples(examples / f"{side}.parquet") for side in ("train", "val"))
+    base_name = json.loads((base / "source.json").read_text("utf-8"))["id"]
+    choices = _Choices(ctx.work / "choices.json", world)
+    dtype, speeds = choices.once("dtype", lambda: choose_dtype(spec, base / "model", ctx.device))
 
-    choices = _Choices(ctx.work / "choices.json")
-    if choices.recall("dtype") is None:
-        choices.keep("dtype", choose_dtype(spec, base_dir, ctx.device))
-    dtype, speeds = choices.recall("dtype")
-    made = assemble(spec, base_dir=base_dir, base_name=base_name, dtype=dtype, device=ctx.device)
-    model, parameters = made.model, made.parameters
-    # A save that fails, fails now: same code, same disk, same size as the one at the end.
-    made.save(ctx.work / "dry-run")
-    shutil.rmtree(ctx.work / "dry-run")
+    def assembled(device: str, mesh: DeviceMesh | None = None) -> Assembled:
+        return assemble(spec, base_dir=base / "model", base_name=base_name, dtype=dtype, device=device, mesh=mesh)
 
-    choice = choose_pass(
-        model,
-        rows,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        noise_alpha=spec.neftune_noise_alpha,
-        only=choices.recall("pass"),
-    )
-    choices.keep("pass", choice.loss_pass.name)
-    if spec.gradient_checkpointing and choice.loss_pass.name != "fused":
-        # Not reentrant: that form cuts the graph where the embeddings are frozen (peft#1142).
-        base_of(model).gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+    made = assembled(ctx.device, mesh_of(world, ctx.device))
+    _dry_run(with_whole_weights(made, world, lambda: assembled("cpu")), ctx.work / "dry-run")
+    choice = _choose(spec, made, rows, choices, world)
 
-    origins = read_mix_origins(inputs.examples.path, spec.mix)
+    origins = read_mix_origins(examples, spec.mix)
     plan = order_of(spec, rows, origins)
-    total_steps = plan.total_steps
-    eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
     arithmetic = {**_arithmetic(rows, val, plan), "mix": mix_account(plan, rows, origins)}
     ctx.log("train_begins", {**arithmetic, "dtype": dtype, "pass": choice.loss_pass.name, "notes": list(choice.notes)})
     data = rows.digest() + val.digest() + (origins.digest() if spec.mix and origins is not None else "")
-    settings = {**spec.model_dump(mode="json"), "dtype": dtype, "pass": choice.loss_pass.name}
+    # How many processes compute is no setting of the arithmetic: a checkpoint says for itself how many wrote it.
+    settings = {**spec.model_dump(mode="json", exclude={"parallel"}), "dtype": dtype, "pass": choice.loss_pass.name}
+    world.seed_apart_(spec.seed)
     result = run_training(
-        model,
-        parameters,
+        made.model,
+        made.parameters,
         train=rows,
         val=val,
         loss_pass=choice.loss_pass,
@@ -117,7 +119,7 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
         publish=made.publish,
         learning_rate_at=lambda step: learning_rate_at(
             step,
-            total_steps=total_steps,
+            total_steps=plan.total_steps,
             peak=spec.learning_rate,
             warmup_ratio=spec.warmup_ratio,
             schedule=spec.lr_scheduler_type,
@@ -125,54 +127,114 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
         max_grad_norm=spec.max_grad_norm,
         max_tokens_per_batch=spec.max_tokens_per_batch,
         share_prefixes=spec.shares_prefixes,
-        eval_every=eval_every,
+        eval_every=max(1, round(plan.steps_per_epoch / spec.evals_per_epoch)),
         patience=spec.early_stopping_patience,
         work=ctx.work,
         identity=Identity(data=sha256_hex(data), settings=sha256_hex(json.dumps(settings, sort_keys=True))),
         log=ctx.log,
         report=ctx.progress,
+        world=world,
+        other_world="refuse" if spec.parallel is None else spec.parallel.other_world,
     )
 
-    if still := unmoved_tensors(model):
-        raise TrainingError(f"{len(still)} layers of the adapter did not move", where=", ".join(still[:3]))
-    made.save(ctx.out / "adapter")
-    verified = verify_trained(
-        model, ctx.out / "adapter", base_dir=base_dir, dtype=dtype, loss_pass=choice.loss_pass, table=val or rows
-    )
-    curve = _write_curves(ctx.work / "metrics.jsonl", ctx.out)
+    trained_loss = _proof_loss(choice, val or rows, made)
+    memory = max(world.gathered(_peak_memory_bytes()))
+    whole = with_whole_weights(made, world, lambda: assembled("cpu"))
+    if whole is None:
+        return {}
+    verified = _save(whole, ctx.out / "adapter", base / "model", dtype, val or rows, trained_loss)
     return {
         **arithmetic,
-        **_outcome(result, curve),
+        **_outcome(result, _write_curves(ctx.work / "metrics.jsonl", ctx.out)),
         "dtype": dtype,
         "dtype_measured": speeds,
         **_pass_summary(choice),
         "trained": spec.adapter.kind,
         "base_stored_in": None if spec.quantisation is None else str(spec.quantisation),
-        "trainable_parameters": sum(parameter.numel() for parameter in parameters.values()),
-        "adapted_layers": count_adapted_layers(model),
+        "trainable_parameters": sum(parameter.numel() for parameter in whole.parameters.values()),
+        "adapted_layers": count_adapted_layers(whole.model),
         "device": ctx.device,
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": memory,
         "verified": verified,
     }
 
 
-class _Choices:
-    """What was measured and chosen when a run began; it stays so when the run resumes."""
+def _dry_run(whole: Assembled | None, folder: Path) -> None:
+    """Let a save that will fail, fail now: same code, same disk, same size as the one at the end."""
+    if whole is not None:
+        whole.save(folder)
+        shutil.rmtree(folder)
 
-    def __init__(self, path: Path) -> None:
+
+def _choose(spec: TrainSpec, made: Assembled, rows: ExampleTable, choices: _Choices, world: World) -> Choice:
+    """Return the pass to train with: a run that resumes uses the one it began with."""
+    from tunesmith.train.passes import base_of, choose_pass
+
+    choice = choose_pass(
+        made.model,
+        rows,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        noise_alpha=spec.neftune_noise_alpha,
+        only=choices.recall("pass"),
+        sharded=made.sharded,
+        world=world,
+    )
+    name = choices.once("pass", lambda: choice.loss_pass.name)
+    if choice.loss_pass.name != name:
+        raise TrainingError(
+            "the processes of the run cannot compute alike",
+            where=f"process {world.rank}",
+            expected=f"the {name} pass, as in the first",
+            found="; ".join(choice.notes),
+            hint="run all processes on machines of one kind",
+        )
+    if spec.gradient_checkpointing and name != "fused":
+        # Not reentrant: that form cuts the graph where the embeddings are frozen (peft#1142).
+        base_of(made.model).gradient_checkpointing_enable(  # type: ignore[operator]
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+    return choice
+
+
+def _proof_loss(choice: Choice, table: ExampleTable, made: Assembled) -> float:
+    from tunesmith.train.verify import proof_loss
+
+    return proof_loss(choice.loss_pass, table, device=next(iter(made.parameters.values())).device)
+
+
+def _save(
+    whole: Assembled, folder: Path, base_dir: Path, dtype: DtypeName, table: ExampleTable, trained_loss: float
+) -> dict[str, JSON]:
+    """Save what was trained, read it back, and return how the two compare."""
+    from tunesmith.model.lora import unmoved_tensors
+    from tunesmith.train.verify import verify_trained
+
+    if still := unmoved_tensors(whole.model):
+        raise TrainingError(f"{len(still)} layers of the adapter did not move", where=", ".join(still[:3]))
+    whole.save(folder)
+    return verify_trained(whole.model, folder, base_dir=base_dir, dtype=dtype, trained_loss=trained_loss, table=table)
+
+
+class _Choices:
+    """What was measured and chosen when a run began; it stays so when the run resumes, in all its processes."""
+
+    def __init__(self, path: Path, world: World) -> None:
         self.path = path
+        self.world = world
         self.made: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
     def recall(self, name: str) -> Any:
         """Return a choice made before, or `None`."""
         return self.made.get(name)
 
-    def keep(self, name: str, value: JSON) -> None:
-        """Keep a choice."""
-        self.made[name] = value
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.made), "utf-8")
-        partial.replace(self.path)
+    def once(self, name: str, choose: Callable[[], JSON]) -> Any:
+        """Return a choice made before, or let the first process make it now and keep it."""
+        if self.world.leads and name not in self.made:
+            self.made[name] = choose()
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.made), "utf-8")
+            partial.replace(self.path)
+        return self.world.agreed(self.made.get(name))
 
 
 def choose_dtype(spec: TrainSpec, model_dir: Path, device: str) -> tuple[DtypeName, str]:

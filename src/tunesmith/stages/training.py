@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from tunesmith.core.artifact import Artifact
-from tunesmith.core.spec import Spec
+from tunesmith.core.spec import Circumstance, Spec
 from tunesmith.errors import ContractError, PlanError
 from tunesmith.stages.training_mix import MixStage, check_mix, data_order
+from tunesmith.stages.training_parallel import ParallelSpec, check_parallel
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.device_mesh import DeviceMesh
 
     from tunesmith.model.load import DtypeName
     from tunesmith.model.quantised import Quantisation
+    from tunesmith.model.sharding import ShardedModel
     from tunesmith.train.batches import DataOrder
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.mixing import Origins
@@ -187,6 +190,9 @@ class TrainSpec(Spec):
     """Compute activations again in the backward: about a third slower, a fraction of the memory, the same result."""
     seed: int = Field(0, ge=0)
     """Seed of the adapter's start, the row order, dropout and noise."""
+    parallel: Annotated[ParallelSpec | None, Circumstance()] = None
+    """Several processes on one run: `{kind: replicated, processes: 2}` or `{kind: sharded, processes: 2}`; `null` is
+    one. The loss is the same to rounding, so the key is no part of the result's identity."""
 
     @field_validator("mix", mode="before")
     @classmethod
@@ -229,6 +235,7 @@ def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
         warnings.append(f"{spec.num_train_epochs:g} epochs: models usually memorise the rows after about 3")
     if not isinstance(spec.adapter, Full) and spec.adapter.quantization is not None:
         _check_kernels()
+    warnings += check_parallel(spec)
     examples, base, contract = inputs.get("examples"), inputs.get("base"), inputs.get("contract")
     if examples is not None:
         warnings += _check_examples(spec, examples, base)
@@ -334,19 +341,31 @@ class Assembled:
     publish: Callable[[], None]
     """Carry the parameters into the model, where it holds rounded copies."""
     save: Callable[[Path], None]
-    """Write what was trained into a folder, and check the folder against the live model."""
+    """Write what was trained into a folder, and check the folder against the live model, which is not sharded."""
+    sharded: ShardedModel | None = None
+    """What gathers the model's weights, where they are sharded."""
 
 
-def assemble(spec: TrainSpec, *, base_dir: Path, base_name: str, dtype: DtypeName, device: str) -> Assembled:
-    """Load the base and make trainable what the settings say."""
+def assemble(
+    spec: TrainSpec, *, base_dir: Path, base_name: str, dtype: DtypeName, device: str, mesh: DeviceMesh | None = None
+) -> Assembled:
+    """Load the base and make trainable what the settings say; slice it over the processes of a mesh.
+
+    A model that is sliced and trained whole keeps float32 weights, rounded to `dtype` where they compute.
+    """
     import torch
 
     from tunesmith.model import full, lora
-    from tunesmith.model.load import load_model
+    from tunesmith.model.load import load_model, torch_dtype
+    from tunesmith.model.sharding import shard_
     from tunesmith.train import optim
+    from tunesmith.train.passes import base_of
 
     torch.manual_seed(spec.seed)
-    model = load_model(base_dir, dtype=dtype, quantisation=spec.quantisation).to(device)
+    masters_are_slices = mesh is not None and isinstance(spec.adapter, Full)
+    model = load_model(base_dir, dtype="float32" if masters_are_slices else dtype, quantisation=spec.quantisation)
+    if mesh is None:
+        model.to(device)
     ratio = 1.0
     adapter = spec.adapter
     parameters: Mapping[str, torch.nn.Parameter]
@@ -376,8 +395,15 @@ def assemble(spec: TrainSpec, *, base_dir: Path, base_name: str, dtype: DtypeNam
         def save(folder: Path) -> None:
             lora.save_adapter(adapted, folder, base_name=base_name, quantisation=spec.quantisation)
 
+    sharded = None
+    if mesh is not None:
+        sharded = shard_(base_of(model), mesh, compute_dtype=torch_dtype(dtype) if masters_are_slices else None)
+        parameters = lora.adapter_parameters(model)
     groups = optim.parameter_groups(parameters, weight_decay=spec.weight_decay, lora_plus_ratio=ratio)
-    return Assembled(model=model, parameters=parameters, optimizer=_optimizer(spec, groups), publish=publish, save=save)
+    optimizer = _optimizer(spec, groups)
+    return Assembled(
+        model=model, parameters=parameters, optimizer=optimizer, publish=publish, save=save, sharded=sharded
+    )
 
 
 def _optimizer(spec: TrainSpec, groups: list[dict[str, object]]) -> torch.optim.Optimizer:

@@ -10,25 +10,31 @@ reference on this machine, in this dtype, on rows of this run. What does not: st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 
 from tunesmith.errors import TrainingError
 from tunesmith.model.attention import IMPLEMENTATION, DocumentLayout
 from tunesmith.model.fused import FusedDecoder, why_not_fused
+from tunesmith.model.sharding import ShardedModel
 from tunesmith.train.batches import FlatBatch, flatten
 from tunesmith.train.examples import ExampleTable
 from tunesmith.train.loss import chunked_cross_entropy, logits_cross_entropy
+from tunesmith.train.world import World, own_part
 
 LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest relative difference of the loss between a pass and the reference."""
 
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-1}
 """Largest norm of the difference of all gradients, relative to the norm of the reference's."""
+
+ALONE = World()
 
 PROOF_DOCUMENTS = 3
 PROOF_TOKENS = 384
@@ -181,6 +187,26 @@ class FusedPass:
         self.decoder.refresh_()
 
 
+class ShardedPass:
+    """Another pass, computed where the weights that it reads are gathered."""
+
+    def __init__(self, inner: LossPass, sharded: ShardedModel) -> None:
+        self.inner = inner
+        self.sharded = sharded
+        self.name = inner.name
+        self.shares_prefixes = inner.shares_prefixes
+
+    def loss(self, batch: FlatBatch, *, denominator: float) -> torch.Tensor:
+        """Return the other pass's loss of this process's batch; every process must call this as often."""
+        loss = self.sharded(self.inner.loss, batch, denominator=denominator)
+        assert isinstance(loss, torch.Tensor)
+        return loss
+
+    def refresh_(self) -> None:
+        """Let the other pass take note."""
+        self.inner.refresh_()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """How far a pass is from the reference, relative."""
@@ -194,21 +220,39 @@ class Proof:
 def _loss_and_gradients(
     loss_pass: LossPass, batch: FlatBatch, parameters: Sequence[torch.nn.Parameter]
 ) -> tuple[float, torch.Tensor]:
+    """Return the loss and all gradients end to end: of this process's slices where the weights are sharded."""
     loss = loss_pass.loss(batch, denominator=float(batch.weights.sum()))
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    grads: Sequence[torch.Tensor | None]
+    if isinstance(parameters[0], DTensor):  # FSDP2 makes the gradients of slices in a whole backward only.
+        loss.backward()  # type: ignore[no-untyped-call]
+        grads = [None if parameter.grad is None else own_part(parameter.grad) for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+    else:
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     flat = [
-        torch.zeros(parameter.numel()) if grad is None else grad.float().flatten().cpu()
+        torch.zeros(own_part(parameter).numel()) if grad is None else grad.float().flatten().cpu()
         for grad, parameter in zip(grads, parameters, strict=True)
     ]
     return float(loss.detach()), torch.cat(flat)
 
 
 def prove(
-    candidate: LossPass, reference: LossPass, table: ExampleTable, indices: Sequence[int], model: torch.nn.Module
+    candidate: LossPass,
+    reference: LossPass,
+    table: ExampleTable,
+    indices: Sequence[int],
+    model: torch.nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    world: World = ALONE,
 ) -> Proof:
-    """Compare loss and gradients of two passes on the same examples, dropout off."""
+    """Compare loss and gradients of two passes on the same examples, dropout off.
+
+    `dtype` is what they compute in, where it is not the weights' own.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    dtype = next(base_of(model).parameters()).dtype
+    dtype = dtype or next(base_of(model).parameters()).dtype
     device = parameters[0].device
     was_training = model.training
     model.eval()
@@ -220,7 +264,10 @@ def prove(
     )
     model.train(was_training)
     loss_difference = abs(fast_loss - plain_loss) / max(abs(plain_loss), 1e-6)
-    gradient_difference = float((fast - plain).norm() / plain.norm().clamp_min(1e-12))
+    difference, size = float((fast - plain).norm()), float(plain.norm())
+    if world.layout == "sharded":
+        difference, size = (math.sqrt(total) for total in world.totals(difference**2, size**2))
+    gradient_difference = difference / max(size, 1e-12)
     return Proof(
         name=candidate.name,
         loss_difference=loss_difference,
@@ -257,16 +304,25 @@ def choose_pass(
     gradient_checkpointing: bool,
     noise_alpha: float | None = None,
     only: str | None = None,
+    sharded: ShardedModel | None = None,
+    world: World = ALONE,
 ) -> Choice:
     """Return the fastest pass that this machine computes right, proven on a few examples of `table`.
 
+    Sharded weights are gathered for each pass, and every process of the world calls this.
     `only` names the pass of an interrupted run, which a resumed one must repeat; then nothing else is tried, and
     `TrainingError` says so where its proof fails now.
     """
     base = base_of(model)
     own_attention = str(base.config._attn_implementation)  # type: ignore[union-attr]
-    reference = DocumentPass(
-        model, attention="sdpa" if own_attention == IMPLEMENTATION else own_attention, noise_alpha=noise_alpha
+
+    def gathering(inner: LossPass) -> LossPass:
+        return inner if sharded is None else ShardedPass(inner, sharded)
+
+    reference = gathering(
+        DocumentPass(
+            model, attention="sdpa" if own_attention == IMPLEMENTATION else own_attention, noise_alpha=noise_alpha
+        )
     )
     examples = proof_examples(table)
     notes: list[str] = []
@@ -274,7 +330,7 @@ def choose_pass(
         if only not in (None, name):
             continue
         if name == "fused":
-            reason = why_not_fused(model)
+            reason = why_not_fused(model) if sharded is None else "its weights are sharded"
             if reason is not None:
                 notes.append(f"not fused: {reason}")
                 continue
@@ -282,9 +338,17 @@ def choose_pass(
                 model, gradient_checkpointing=gradient_checkpointing, noise_alpha=noise_alpha
             )
         else:
-            candidate = FlatPass(model, plain_head=_has_plain_head(base), noise_alpha=noise_alpha)
+            candidate = gathering(FlatPass(model, plain_head=_has_plain_head(base), noise_alpha=noise_alpha))
         try:
-            proof = prove(candidate, reference, table, examples, model)
+            proof = prove(
+                candidate,
+                reference,
+                table,
+                examples,
+                model,
+                dtype=None if sharded is None else sharded.compute_dtype,
+                world=world,
+            )
         except (TypeError, TrainingError, NotImplementedError) as error:
             notes.append(f"not {name}: {str(error).splitlines()[0]}")
             continue
@@ -298,7 +362,7 @@ def choose_pass(
         raise TrainingError(
             f"the interrupted run used the {only} pass, which does not hold on this machine",
             found="; ".join(notes),
-            hint="start the run anew, or resume it on the machine that began it",
+            hint="start the run anew, or resume it on the machine that began it, with train.parallel as it was",
         )
     return Choice(loss_pass=reference, proof=None, notes=tuple(notes))
 

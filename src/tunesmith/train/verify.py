@@ -30,10 +30,12 @@ def verify_trained(
     *,
     base_dir: Path,
     dtype: DtypeName,
-    loss_pass: LossPass,
+    trained_loss: float,
     table: ExampleTable,
 ) -> dict[str, JSON]:
     """Return how what was saved compares with what was trained, on a few examples of `table`.
+
+    `trained_loss` is their `proof_loss` as training computes it.
 
     The loss is compared in float32, whatever training ran in: PEFT in bfloat16 adds the adapter's output to an already
     rounded product and loses the small updates of a young adapter (measured: 1.22 against 1.09 after six steps), so it
@@ -54,17 +56,12 @@ def verify_trained(
     saved = _logits(reloaded, tokens)
     difference = max(_relative(mine, theirs) for mine, theirs in zip(saved, live, strict=True))
     moved = max(_relative(mine, theirs) for mine, theirs in zip(saved, plain, strict=True))
-    with torch.no_grad():
-        batch = flatten(table, examples, share_prefixes=loss_pass.shares_prefixes, device=device)
-        alone = flatten(table, examples, share_prefixes=False, device=device)
-        denominator = float(batch.weights.sum())
-        trained_loss = float(loss_pass.loss(batch, denominator=denominator))
-        reloaded_loss = float(DocumentPass(reloaded, attention="sdpa").loss(alone, denominator=denominator))
-        saved_loss = reloaded_loss
-        if compute is not torch.float32:
-            del reloaded
-            exact = load_model(base_dir, dtype="float32", adapter_dir=folder).to(device)
-            saved_loss = float(DocumentPass(exact, attention="sdpa").loss(alone, denominator=denominator))
+    reloaded_loss = proof_loss(DocumentPass(reloaded, attention="sdpa"), table, device=device)
+    saved_loss = reloaded_loss
+    if compute is not torch.float32:
+        del reloaded
+        exact = load_model(base_dir, dtype="float32", adapter_dir=folder).to(device)
+        saved_loss = proof_loss(DocumentPass(exact, attention="sdpa"), table, device=device)
     if not difference <= LOGIT_TOLERANCE[compute]:
         raise TrainingError(
             "the saved weights do not compute what the trained model computes",
@@ -90,6 +87,13 @@ def verify_trained(
         "loss_reloaded": reloaded_loss,
         "examples": len(examples),
     }
+
+
+def proof_loss(loss_pass: LossPass, table: ExampleTable, *, device: torch.device) -> float:
+    """Return the mean loss of the proof's examples of a table; every process of a sharded run must ask for it."""
+    batch = flatten(table, proof_examples(table), share_prefixes=loss_pass.shares_prefixes, device=device)
+    with torch.no_grad():
+        return float(loss_pass.loss(batch, denominator=float(batch.weights.sum())))
 
 
 def _logits(model: torch.nn.Module, tokens: Sequence[torch.Tensor]) -> list[torch.Tensor]:

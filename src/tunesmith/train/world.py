@@ -65,6 +65,11 @@ class World:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def seed_apart_(self, seed: int) -> None:
+        """Give every process but the first random numbers of its own, for dropout and noise."""
+        if not self.leads:
+            torch.manual_seed(seed * 1_000_003 + self.rank)
+
     def wait(self) -> None:
         """Return when every process has called this."""
         if self.size > 1:
