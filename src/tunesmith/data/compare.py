@@ -12,6 +12,7 @@ tried without comparing anything again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -47,7 +48,7 @@ from tunesmith.data.verify import (
     threshold_of,
     thresholds_for,
 )
-from tunesmith.data.words import answer_text, normal_text, prompt_text
+from tunesmith.data.words import answer_text, normal_text, prompt_text, words
 from tunesmith.data.wordtable import Flags, Floats, Ints, WordTable, shared_weight, sorted_unique, words_of_sides
 from tunesmith.types import Row
 
@@ -255,9 +256,14 @@ def _judged(
         answers = sides[1]
         same_answer = answers.table.hashes[left] == answers.table.hashes[right]
         said = _other(answers, texts.answers, families[1], (same_at >= least) & ~another & (formal == _PROSE))
-        # Copies with other prompts and other answers are edited ones, unless both differ in what fills a template.
-        slots = (slots & (same_answer | said[1] | (answers.lengths <= SHORT_TEXT_WORDS))) | (
-            said[1] & (sides[0].table.hashes[left] == sides[0].table.hashes[right])
+        # Copies with other prompts and other answers are edited ones, unless both differ in what fills a template, or
+        # in the same words.
+        same_prompt = sides[0].table.hashes[left] == sides[0].table.hashes[right]
+        alike = _replaced_alike(families, left, right, (slots | said[1]) & (same_at >= least))
+        slots = (
+            (slots & (same_answer | said[1] | (answers.lengths <= SHORT_TEXT_WORDS)))
+            | (said[1] & same_prompt)
+            | ((slots | said[1]) & alike)
         )
         another = another | said[0]
     same_at[another | slots] = _NEVER
@@ -303,7 +309,7 @@ def _other(side: _Side, texts: Sequence[str], families: Families, asked: Flags) 
     chosen = np.logical_and(*(found.any_of(choice) for found in (only_left, only_right)))
     most = np.where(side.lengths < LONG_TEXT_WORDS, MAX_FEW, MAX_FEW_OF_LONG)
     few = np.maximum(only_left.counts, only_right.counts) <= most
-    slots = (only_left.counts > 0) & (only_right.counts > 0) & families.may_be(side.left, side.right)
+    slots = families.may_be(side.left, side.right)
     sentences = _Cache(sentences_of)
     rows = zip(pairs.tolist(), side.left.tolist(), side.right.tolist(), strict=True)
     for place, (pair, left, right) in enumerate(rows):
@@ -320,8 +326,32 @@ def _other(side: _Side, texts: Sequence[str], families: Families, asked: Flags) 
         else:
             out[pair] = asks_another(sentences(one), sentences(other))
         if slots[place] and not out[pair]:
-            filled[pair] = families.fill_slots(left, right)
+            differing = frozenset(only_left.of(place)), frozenset(only_right.of(place))
+            if not all(differing):
+                differing = _said_more_often(one, other, side.table, left, right)
+            filled[pair] = families.fill_slots(left, right, *differing)
     return out, filled
+
+
+def _said_more_often(
+    one: str, other: str, table: WordTable, left: int, right: int
+) -> tuple[frozenset[int], frozenset[int]]:
+    """The words that each text holds more often than the other: "from Lima to Lima" differs in them."""
+    counts = Counter(words(one)), Counter(words(other))
+    more = counts[0] - counts[1], counts[1] - counts[0]
+    only_one = frozenset(word for word in table.words_of(left).tolist() if more[0][table.vocabulary[word]] > 0)
+    only_other = frozenset(word for word in table.words_of(right).tolist() if more[1][table.vocabulary[word]] > 0)
+    return only_one, only_other
+
+
+def _replaced_alike(families: Sequence[Families], left: Ints, right: Ints, asked: Flags) -> Flags:
+    """Which of the asked pairs have, on both sides, the same word of the one in place of the same word of the other."""
+    out = np.zeros(len(left), dtype=np.bool_)
+    for pair in np.flatnonzero(asked).tolist():
+        one, other = ([family.words_of(int(texts[pair])) for family in families] for texts in (left, right))
+        only_one, only_other = ((a[0] - b[0]) & (a[1] - b[1]) for a, b in ((one, other), (other, one)))
+        out[pair] = bool(only_one and only_other)
+    return out
 
 
 class _Cache(Generic[_Said]):

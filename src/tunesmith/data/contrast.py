@@ -22,11 +22,12 @@ from itertools import pairwise
 
 from tunesmith.data.formal import formal_tokens
 from tunesmith.data.verify import is_misspelling
+from tunesmith.data.words import tokens
 
 MAX_FEW, MAX_FEW_OF_LONG = 4, 2
 """Texts of which neither holds more words than this that the other lacks are compared sign for sign; of 40 words
 and more, where fewer words differ."""
-MAX_SWAPPED_APART = 3
+MAX_SWAPPED_APART = 12
 """Most words between two parts of a sentence that changed places."""
 MIN_SAME_QUESTION = 0.5
 """Share of the words of the sentences that only one text has that the other must have in its own sentences."""
@@ -79,7 +80,17 @@ _GROUPS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million billion|"
     "once twice thrice|single double triple|half quarter third whole|"
-    "red green blue yellow black white orange purple pink brown grey gray"
+    "red green blue yellow black white orange purple pink brown grey gray|"
+    "montag dienstag mittwoch donnerstag freitag samstag sonntag|lundi mardi mercredi jeudi vendredi samedi dimanche|"
+    "lunes martes miércoles jueves viernes sábado domingo|"
+    "januar februar märz april mai juni juli august september oktober november dezember|"
+    "janvier février mars avril mai juin juillet août septembre octobre novembre décembre|"
+    "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre|"
+    "zwei drei vier fünf sechs sieben acht neun zehn elf zwölf zwanzig dreißig hundert tausend|"
+    "deux trois quatre cinq six sept huit neuf dix onze douze vingt trente cent mille|"
+    "dos tres cuatro cinco seis siete ocho nueve diez once doce veinte treinta cien mil|"
+    "links rechts|gauche droite|izquierda derecha|größer kleiner|mehr weniger|mit ohne|plus moins|avec sans|más menos|"
+    "mayor menor|con sin|heute morgen gestern|hier demain aujourd|hoy mañana ayer"
 )
 _members = [group.split() for group in _GROUPS.split("|")]
 GROUPS_OF: dict[str, frozenset[int]] = {
@@ -88,7 +99,13 @@ GROUPS_OF: dict[str, frozenset[int]] = {
 }
 """Word -> the groups of which it is one choice."""
 
-_NEGATIONS = frozenset("not no never none nothing nobody neither nor without cannot can't non hardly".split())  # noqa: SIM905
+_NEGATION_WORDS = (
+    "not no never none nothing nobody neither nor without cannot can't non hardly "
+    "nicht kein keine keinen keiner nie niemals ohne pas jamais aucun aucune sans nunca ningún ninguna tampoco sin "
+    "não nem niet geen nooit 不 没 沒 無 无 别"
+)
+"""Of English, German, French, Spanish, Portuguese, Dutch and Chinese."""
+_NEGATIONS = frozenset(_NEGATION_WORDS.split())
 _AUXILIARIES = frozenset(
     "do does did is are was were be been has have had can could will would shall should may any it".split()  # noqa: SIM905
 )
@@ -110,7 +127,7 @@ def contrast(only_one: Sequence[str], only_other: Sequence[str]) -> bool:
 
 def says_another(one: str, other: str) -> bool:
     """Whether two texts that differ in few words, or only in signs, case and order, say different things."""
-    left, right = one.split(), other.split()
+    left, right = tokens(one), tokens(other)
     if left == right:
         return False
     num_tokens, whole = len(left), (left, right)
@@ -234,9 +251,9 @@ def _other_names(left: list[str], right: list[str], mine: list[str], yours: list
         if not changed or not all(_is_name(left, mine, p) and _is_name(right, yours, p) for p in changed):
             return False
         return num_tokens <= MAX_NAMED or not any(is_misspelling(one[p], other[p]) for p in changed)
-    for tokens, cores, words, against in ((left, mine, one, other), (right, yours, other, one)):
-        named = {word for place, word in enumerate(words) if _is_name(tokens, cores, place)}
-        if not set(words) - set(against) <= named:
+    for side, cores, said, against in ((left, mine, one, other), (right, yours, other, one)):
+        named = {word for place, word in enumerate(said) if _is_name(side, cores, place)}
+        if not set(said) - set(against) <= named:
             return False
     steps = SequenceMatcher(None, one, other, autojunk=False)
     replaced = [step for step in steps.get_opcodes() if step[0] != "equal"]

@@ -250,28 +250,30 @@ class Families:
         near: list[int] = self._other[self._starts[text] : self._starts[text + 1]][:MAX_NEAR].tolist()
         return near
 
-    def _words_of(self, text: int) -> frozenset[int]:
+    def words_of(self, text: int) -> frozenset[int]:
+        """Return the words of a text, as vocabulary numbers."""
         if text not in self._words:
             if len(self._words) >= MAX_WORD_SETS:
                 self._words.clear()
             self._words[text] = frozenset(self._table.words_of(text).tolist())
         return self._words[text]
 
-    def fill_slots(self, one: int, other: int) -> bool:
-        """Whether two texts differ in what fills a slot of the template that they share with others."""
-        left, right = self._words_of(one), self._words_of(other)
-        only_left, only_right = left - right, right - left
-        if not only_left or not only_right:
+    def fill_slots(self, one: int, other: int, only_one: frozenset[int], only_other: frozenset[int]) -> bool:
+        """Whether two texts differ in what fills a slot of the template that they share with others.
+
+        `only_one` and `only_other` are the words in which they differ.
+        """
+        if not only_one or not only_other:
             return False
         family = {*self._near(one), *self._near(other)} - {one, other}
         if not family:
             return False
-        members = [self._words_of(text) for text in family]
-        if not (self._most_are_rare(only_left, members) and self._most_are_rare(only_right, members)):
+        members = [self.words_of(text) for text in family]
+        if not (self._most_are_rare(only_one, members) and self._most_are_rare(only_other, members)):
             return False
-        pairs = misspellings(self._table, sorted(only_left), sorted(only_right))
-        only_left, only_right = only_left - {pair[0] for pair in pairs}, only_right - {pair[1] for pair in pairs}
-        return self._most_are_rare(only_left, members) and self._most_are_rare(only_right, members)
+        pairs = misspellings(self._table, sorted(only_one), sorted(only_other))
+        only_one, only_other = only_one - {pair[0] for pair in pairs}, only_other - {pair[1] for pair in pairs}
+        return self._most_are_rare(only_one, members) and self._most_are_rare(only_other, members)
 
     @staticmethod
     def _most_are_rare(found: frozenset[int], members: Sequence[frozenset[int]]) -> bool:

@@ -49,6 +49,13 @@ def word_text(text: str) -> str:
     return " ".join(_WIDE_OR_RUN.findall(folded))
 
 
+def tokens(text: str) -> list[str]:
+    """Return a text split at white space, with the signs and case of each token; a character of a script without
+    spaces is one.
+    """
+    return text.split() if text.isascii() else _WIDE.sub(r" \g<0> ", text).split()
+
+
 def numbers(text: str) -> list[str]:
     """Return the digit runs and signs of money of a text: texts with other numbers are other texts."""
     if text.isascii():

@@ -20,7 +20,9 @@ _SPEC = importlib.util.spec_from_file_location("benchmark_near_duplicates", _PAT
 assert _SPEC is not None
 assert _SPEC.loader is not None
 benchmark = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(benchmark)
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(str(_PATH.parent))
+    _SPEC.loader.exec_module(benchmark)
 
 
 POOL = benchmark.sentences(modules=())
@@ -48,10 +50,19 @@ LONG = (
 
 
 def test_the_planted_set_is_found_and_its_twins_are_spared():
-    result = benchmark.measure(3000, 3, "text", POOL)
+    result = benchmark.measure(benchmark.build(3000, 3, "text", POOL))
     assert [line for line in benchmark.verdicts(result) if "cpu" not in line and "megabytes" not in line] == []
     assert result["unique_rows_wrongly_lost"] == 0
     assert result["precision"] > 0.99
+
+
+@pytest.mark.parametrize("layout", ["text", "pair"])
+def test_other_templates_and_other_edits_are_told_apart_as_well(layout):
+    world = benchmark.other_world
+    result = benchmark.measure(world.build(3000, 4, layout, world.prose()))
+    failed = benchmark.verdicts(result, world.WANTED)
+    assert [line for line in failed if "cpu" not in line and "megabytes" not in line] == []
+    assert result["unique_rows_wrongly_lost"] <= 1
 
 
 def test_the_benchmark_can_fail():
