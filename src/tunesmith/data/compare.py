@@ -309,7 +309,10 @@ def _other(side: _Side, texts: Sequence[str], families: Families, asked: Flags) 
     chosen = np.logical_and(*(found.any_of(choice) for found in (only_left, only_right)))
     most = np.where(side.lengths < LONG_TEXT_WORDS, MAX_FEW, MAX_FEW_OF_LONG)
     few = np.maximum(only_left.counts, only_right.counts) <= most
-    slots = families.may_be(side.left, side.right)
+    changed = np.minimum(only_left.counts, only_right.counts) > 0
+    # Words that only one text holds may stand where the other says one of its words twice.
+    changed |= few & (np.maximum(only_left.counts, only_right.counts) > 0)
+    slots = changed & families.may_be(side.left, side.right)
     sentences = _Cache(sentences_of)
     rows = zip(pairs.tolist(), side.left.tolist(), side.right.tolist(), strict=True)
     for place, (pair, left, right) in enumerate(rows):

@@ -161,7 +161,7 @@ def _changed(left: list[str], right: list[str]) -> tuple[list[str], list[str]]:
 
 def _denies(one: Sequence[str], other: Sequence[str], num_tokens: int) -> bool:
     """Whether one text says no to what the other says: a negation more, and (in a long text) nothing else."""
-    if not any(map(_is_negation, one)) and not any(map(_is_negation, other)):
+    if not (_may_deny(one) or _may_deny(other)):
         return False
     counts = Counter(one), Counter(other)
     only = counts[0] - counts[1], counts[1] - counts[0]
@@ -175,6 +175,11 @@ def _denies(one: Sequence[str], other: Sequence[str], num_tokens: int) -> bool:
         return False
     others = {word for side in only for word in side} - said[denying] - _AUXILIARIES
     return not others or num_tokens <= MAX_SIGNED
+
+
+def _may_deny(words: Sequence[str]) -> bool:
+    text = " ".join(words)
+    return not _NEGATIONS.isdisjoint(words) or "n't" in text or "n’t" in text
 
 
 def _is_negation(word: str) -> bool:

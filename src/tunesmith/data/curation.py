@@ -301,7 +301,8 @@ def _contamination(
     held_out = [prompt_text(row.conversation) for row in rows if row.split in SIDE_RANK]
     index = Index({**rules.evaluations, HELD_OUT: held_out})
     gone: set[str] = set()
-    for match in index.matches([_whole_text(row) for row in training], engine=engine):
+    prompts = [prompt_text(row.conversation) for row in training]
+    for match in index.matches([_whole_text(row) for row in training], prompts=prompts, engine=engine):
         row = training[match.row]
         detail = f'holds item {match.item} of {match.evaluation}: "{match.text}"'
         drop = rules.contaminated == "drop" and match.evaluation != HELD_OUT and row.id not in pinned

@@ -7,11 +7,10 @@ What lives here: items of evaluations in, matches out. What does not: whether a 
     ->  [Match(row=0, evaluation="gsm8k", item=1, score=0.93, text="natalia sold clips to")]
 
 A row holds an item where it holds most of the item's words and some of its 3-grams, each weighted by how rare it is
-(IDF, as allenai/decon weighs them). An edit of every fifth word leaves four words of five and a third of the 3-grams,
+(IDF, as allenai/decon weighs them); an item of up to four words must be the whole prompt of the row. An edit of every fifth word leaves four words of five and a third of the 3-grams,
 where rules of 8 or 13 words in a row find nothing left (`benchmarks/decontamination.py`); the words alone, or the
 3-grams alone, would flag innocent rows of the same subject. Short items share their words with innocent rows, so they
-need more, and one of one or two words ("hi") is held only by a text whose first line says nothing else. Numbers are not
-compared: a test item with other numbers is still a test item.
+need more. Numbers are not compared: a test item with other numbers is still a test item.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tunesmith.data.engines import LOCAL, Engine, parts_of
-from tunesmith.data.words import words
+from tunesmith.data.words import word_text, words
 
 NGRAM_WORDS = 3
 THRESHOLD = 0.7
@@ -38,6 +37,11 @@ LONG_ITEM_WORDS = 25
 SHORT_ITEM_WORDS = 8
 SHORT_ITEM_THRESHOLD = 0.95
 """Items of up to 8 words must be there nearly whole; both shares fall in a line to their own values at 25 words."""
+
+FEW_WORDS = 4
+"""Items of up to so many words ("hi", "help me", "is it possible") stand in innocent rows: they must be the whole prompt.
+Of 16 such phrases three words and less flagged 440 of 47,000 rows of other data in shared sets where they only had to
+be contained, the longer ones one (allenai/decon wants an exact match below 20 tokens)."""
 
 MAX_ITEMS_A_GRAM, MAX_SHARE_A_GRAM = 20, 0.02
 """A 3-gram that more items share, in number and as a share of all, is common."""
@@ -95,10 +99,13 @@ class Index:
     def __init__(self, evaluations: Mapping[str, Sequence[str]]) -> None:
         """Take the items by evaluation. Items without words are left out: they are in every row."""
         self._items: list[_Item] = []
+        self._short: dict[str, tuple[str, int]] = {}
         for name, texts in evaluations.items():
             for number, text in enumerate(texts, start=1):
                 found = words(text)
-                if found:
+                if 0 < len(found) <= FEW_WORDS:
+                    self._short.setdefault(" ".join(found), (name, number))
+                elif found:
                     self._items.append(
                         _Item(
                             evaluation=name,
@@ -140,30 +147,44 @@ class Index:
             if item.grams & common:
                 self._items[place] = replace(item, grams=item.grams - common)
 
-    def matches(self, texts: Sequence[str], *, threshold: float = THRESHOLD, engine: Engine = LOCAL) -> list[Match]:
+    def matches(
+        self,
+        texts: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        threshold: float = THRESHOLD,
+        engine: Engine = LOCAL,
+    ) -> list[Match]:
         """Return the best match of each text that holds an item, in order of the texts.
 
-        `threshold` is the share of an item's words, for items of 25 words and more. Weights of 3-grams count all
-        texts, so texts belong in one call; the result does not depend on their order. The search for 3-grams runs on
-        `engine`.
+        `prompts` is the part of each text that was asked, which an item of up to four words must be; without it the
+        whole text. `threshold` is the share of an item's words, for items of 25 words and more. Weights of 3-grams
+        count all texts, so texts belong in one call; the result does not depend on their order. The search for 3-grams
+        runs on `engine`.
         """
         out = []
-        for row, places in self._candidates(texts, engine).items():
+        candidates = self._candidates(texts, engine)
+        whole = self._whole_prompts(texts if prompts is None else prompts)
+        for row in sorted({*candidates, *whole}):
             found = words(texts[row])
-            first_line = frozenset(words(texts[row].partition("\n")[0]))
-            told = [
-                place
-                for place in places
-                if self._items[place].num_words >= NGRAM_WORDS or self._items[place].words == first_line
-            ]
-            best = self._best(told, frozenset(found), threshold)
-            if best is not None:
+            best = self._best(candidates.get(row, ()), frozenset(found), threshold)
+            if row in whole:
+                text, evaluation, number = whole[row]
+                out.append(Match(row=row, evaluation=evaluation, item=number, score=1.0, text=text))
+            elif best is not None:
                 score, item = best
                 run = longest_run(found, item.grams)
                 out.append(
                     Match(row=row, evaluation=item.evaluation, item=item.number, score=round(score, 4), text=run)
                 )
         return out
+
+    def _whole_prompts(self, prompts: Sequence[str]) -> dict[int, tuple[str, str, int]]:
+        """Row -> (words, evaluation, number) of the item of few words that its prompt is."""
+        if not self._short:
+            return {}
+        said = ((row, word_text(prompt)) for row, prompt in enumerate(prompts))
+        return {row: (text, *self._short[text]) for row, text in said if text in self._short}
 
     def _candidates(self, texts: Sequence[str], engine: Engine) -> dict[int, list[int]]:
         """Text -> items of which it holds enough 3-grams, in order of the texts."""

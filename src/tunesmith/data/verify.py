@@ -272,6 +272,8 @@ class Families:
         if not (self._most_are_rare(only_one, members) and self._most_are_rare(only_other, members)):
             return False
         pairs = misspellings(self._table, sorted(only_one), sorted(only_other))
+        if not pairs:
+            return True
         only_one, only_other = only_one - {pair[0] for pair in pairs}, only_other - {pair[1] for pair in pairs}
         return self._most_are_rare(only_one, members) and self._most_are_rare(only_other, members)
 

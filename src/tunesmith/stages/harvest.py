@@ -55,7 +55,7 @@ class HarvestSpec(Spec):
     """Name in the requests' `metadata` whose value keeps rows on one side of a split, such as a ticket."""
 
 
-@stage(name="harvest", version=1, produces="candidates")
+@stage(name="harvest", version=2, produces="candidates")
 def harvest(inputs: HarvestInputs, spec: HarvestSpec, ctx: Context) -> Summary:
     """Sort the span's failures into rows to train on, rows to label, and rows that stay out."""
     from tunesmith.data.write import write_rejects, write_rows

@@ -144,7 +144,9 @@ def with_system(contract: Contract, text: str) -> Contract:
 def seen_in_training(questions: Mapping[str, str], rows: Sequence[Row]) -> dict[str, str]:
     """Return question -> id of a training row that holds it, found as `curate` finds test items (`data.decontam`)."""
     from tunesmith.data.decontam import Index
+    from tunesmith.data.words import prompt_text
 
     names, index = list(questions), Index({"questions": list(questions.values())})
     texts = ["\n".join(message.content or "" for message in row.conversation.messages) for row in rows]
-    return {names[match.item - 1]: rows[match.row].id for match in index.matches(texts)}
+    prompts = [prompt_text(row.conversation) for row in rows]
+    return {names[match.item - 1]: rows[match.row].id for match in index.matches(texts, prompts=prompts)}

@@ -67,6 +67,20 @@ def test_short_items_must_be_there_whole():
     assert index.matches(["What is the capital of Chile?", "What is the capital?"]) == []
 
 
+@pytest.mark.parametrize("item", ["hi", "Thank you!", "is it possible", "can you help me"])
+def test_an_item_of_few_words_must_be_the_whole_prompt(item):
+    index = Index({"exam": [item, ITEM]})
+    inside = f"{item} I made a transfer and would like to know when it will be there"
+    texts = [f"{item}\nHello.", f"{inside}\n{item}", item.upper(), f"{item}\n{ITEM}"]
+    prompts = [item, inside, item.upper(), f"{item}\n{ITEM}"]
+    assert [(match.row, match.item) for match in index.matches(texts, prompts=prompts)] == [(0, 1), (2, 1), (3, 2)]
+
+
+def test_an_item_of_five_words_is_found_inside_a_prompt():
+    index = Index({"exam": ["what does a mole eat?"]})
+    assert index.matches(["Please answer me: What does a mole eat? Thank you."])
+
+
 def test_items_of_one_word_and_of_none():
     index = Index({"exam": ["Why?", "???"]})
     assert [match.item for match in index.matches(["why", "because"])] == [1]
