@@ -7,10 +7,11 @@ What lives here: items of evaluations in, matches out. What does not: whether a 
     ->  [Match(row=0, evaluation="gsm8k", item=1, score=0.93, text="natalia sold clips to")]
 
 A row holds an item where it holds most of the item's words and some of its 3-grams, each weighted by how rare it is
-(IDF, as allenai/decon weighs them); an item of up to four words must be the whole prompt of the row. An edit of every fifth word leaves four words of five and a third of the 3-grams,
-where rules of 8 or 13 words in a row find nothing left (`benchmarks/decontamination.py`); the words alone, or the
-3-grams alone, would flag innocent rows of the same subject. Short items share their words with innocent rows, so they
-need more. Numbers are not compared: a test item with other numbers is still a test item.
+(IDF, as allenai/decon weighs them). An item of up to four words must be the whole prompt of the row. An edit of every
+fifth word leaves four words of five and a third of the 3-grams, where rules of 8 or 13 words in a row find nothing left
+(`benchmarks/decontamination.py`); the words alone, or the 3-grams alone, would flag innocent rows of the same subject.
+Short items share their words with innocent rows, so they need more. Numbers are not compared: a test item with other
+numbers is still a test item.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ SHORT_ITEM_THRESHOLD = 0.95
 """Items of up to 8 words must be there nearly whole; both shares fall in a line to their own values at 25 words."""
 
 FEW_WORDS = 4
-"""Items of up to so many words ("hi", "help me", "is it possible") stand in innocent rows: they must be the whole prompt.
-Of 16 such phrases three words and less flagged 440 of 47,000 rows of other data in shared sets where they only had to
-be contained, the longer ones one (allenai/decon wants an exact match below 20 tokens)."""
+"""Items of up to so many words ("hi", "help me", "is it possible") must be the whole prompt, since innocent rows hold
+them: 16 such items flagged 441 of 47,000 rows of other data. allenai/decon wants an exact match below 20 tokens."""
 
 MAX_ITEMS_A_GRAM, MAX_SHARE_A_GRAM = 20, 0.02
 """A 3-gram that more items share, in number and as a share of all, is common."""
