@@ -130,7 +130,7 @@ class _Side:
 
     def most(self) -> Floats:
         """The largest shared weight that mending of typos could reach."""
-        rare = np.minimum(rare_weight(self.table, self.left), rare_weight(self.table, self.right))
+        rare = rare_weight(self.table, self.left) + rare_weight(self.table, self.right)
         return np.minimum(self.shared + rare, np.minimum(*self.totals))
 
     def families(self, rank: Ints) -> Families:

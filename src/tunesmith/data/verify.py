@@ -84,9 +84,8 @@ def threshold_of(scores: Floats, lengths: Ints) -> Floats:
     """
     share = np.clip((lengths - SHORT_TEXT_WORDS) / (LONG_TEXT_WORDS - SHORT_TEXT_WORDS), 0, 1)
     eased = (scores - SHORT_TEXT_THRESHOLD * (1 - share)) / np.where(share > 0, share, 1)
-    out: Floats = np.where(
-        scores >= SHORT_TEXT_THRESHOLD - ROUNDING, np.maximum(scores, eased), np.where(share > 0, eased, -np.inf)
-    )
+    # From the short texts' threshold up the threshold is the same for all lengths.
+    out: Floats = np.where(scores >= SHORT_TEXT_THRESHOLD - ROUNDING, scores, np.where(share > 0, eased, -np.inf))
     return out
 
 
@@ -148,7 +147,7 @@ def mended_weight(table: WordTable, left: Ints, right: Ints) -> Floats:
 
 
 def rare_weight(table: WordTable, texts: Ints) -> Floats:
-    """Return the weight of each text's words that may be misspelt: more than this mending can never gain."""
+    """Return the weight of each text's words that may be misspelt: mending gains no more than that of both texts."""
     rare = np.where(table.frequency <= _most_rows(table), table.weights, 0.0)
     weight: Floats = np.asarray(table.sets @ rare, dtype=np.float64).ravel()[texts]
     return weight

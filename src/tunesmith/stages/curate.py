@@ -256,7 +256,7 @@ def check_curate(spec: CurateSpec, inputs: Mapping[str, Artifact | None]) -> lis
     return warnings
 
 
-@stage(name="curate", version=6, produces="rows", check=check_curate)
+@stage(name="curate", version=7, produces="rows", check=check_curate)
 def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     """Keep, change, flag or drop each row, and say why."""
     from tunesmith.data.coverage import measure_coverage

@@ -47,7 +47,7 @@ class SplitSpec(Spec):
     """IDF-weighted overlap of words from which two long prompts must stand on one side; short ones need more."""
 
 
-@stage(name="split", version=4, produces="splits")
+@stage(name="split", version=5, produces="splits")
 def split(inputs: SplitInputs, spec: SplitSpec, ctx: Context) -> Summary:
     """Write one file of rows a side, `rejects.parquet` (leaks) and `split_proof.json`; refuse sides that overlap."""
     from tunesmith.data.engines import open_engine
