@@ -307,7 +307,7 @@ def main() -> int:
     if arguments.world == "first":
         planted_rows, wanted = build(arguments.rows, arguments.seed, arguments.layout, sentences()), WANTED
     else:
-        pool = other_world.prose()
+        pool = other_world.prose(other_world.descriptions())
         planted_rows = other_world.build(arguments.rows, arguments.seed, arguments.layout, pool)
         wanted = other_world.WANTED
     result = {**vars(arguments), **measure(planted_rows)}

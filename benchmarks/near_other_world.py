@@ -28,9 +28,14 @@ _SENTENCE = re.compile(r"[A-Z][^.!?\n`>{}|=<\[\]*#]{50,220}[.!?]")
 _COMMENT = re.compile(r"(?:^[ ]*#[ ].*\n)+", re.MULTILINE)
 
 
-def prose() -> list[str]:
-    """Return sentences of package descriptions and of comments in Python's library, in a fixed order."""
-    texts = [str(found.metadata.get_payload() or "") for found in importlib.metadata.distributions()]
+def descriptions() -> list[str]:
+    """Return what the installed packages say of themselves."""
+    return [str(found.metadata.get_payload() or "") for found in importlib.metadata.distributions()]
+
+
+def prose(more: Sequence[str]) -> list[str]:
+    """Return sentences of some texts and of comments in Python's library, in a fixed order."""
+    texts = list(more)
     for path in sorted(Path(re.__file__).parents[1].glob("*/*.py")):
         blocks = _COMMENT.findall(path.read_text(encoding="utf-8", errors="replace"))
         texts += [" ".join(line.strip().lstrip("# ") for line in block.splitlines()) for block in blocks]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import pairwise
 
-from tunesmith.data.formal import formal_tokens
+from tunesmith.data.formal import SHORT_TOKENS, formal_tokens
 from tunesmith.data.verify import is_misspelling
 from tunesmith.data.words import tokens
 
@@ -132,7 +132,11 @@ def says_another(one: str, other: str) -> bool:
         return False
     num_tokens, whole = len(left), (left, right)
     left, right = _changed(left, right)
-    if len(left) == len(right) and _folded(left) == _folded(right) and _recased(*whole):
+    if (
+        len(left) == len(right)
+        and _folded(left) == _folded(right)
+        and (_recased(*whole) or (num_tokens > SHORT_TOKENS and _in_one_case(one) != _in_one_case(other)))
+    ):
         return False
     mine, yours = ([token.strip(_EDGES) or token for token in side] for side in (left, right))
     plain = _folded(mine), _folded(yours)
@@ -217,6 +221,12 @@ def _recased(left: Sequence[str], right: Sequence[str]) -> bool:
     ]
     folded = {token.casefold() for token in inside[0] - inside[1]} & {t.casefold() for t in inside[1] - inside[0]}
     return bool(folded)
+
+
+def _in_one_case(text: str) -> bool:
+    """Whether a text is in capitals, or has at most one capital a line: then its case says nothing."""
+    capitals = sum(map(str.isupper, text))
+    return capitals <= len(text.splitlines()) or text.isupper()
 
 
 def _unlike(tokens: Sequence[str], others: Sequence[str]) -> list[str]:

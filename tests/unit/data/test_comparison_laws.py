@@ -236,6 +236,7 @@ class TestContrast:
             ("Is it allowed to park here?", "is it allowed to park here"),
             ("please tell me where it is", "kindly tell me where it is"),
             (LONG, LONG.upper()),
+            (f"{LONG} It runs on C++ alone.", f"{LONG} It runs on C++ alone.".lower()),
             (LONG, LONG.replace("neighbours", "nieghbours")),
             ("First this. Then that.", "Then that. First this."),
             ("the quick brown fox", "the brown quick fox"),

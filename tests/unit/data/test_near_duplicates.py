@@ -59,7 +59,7 @@ def test_the_planted_set_is_found_and_its_twins_are_spared():
 @pytest.mark.parametrize("layout", ["text", "pair"])
 def test_other_templates_and_other_edits_are_told_apart_as_well(layout):
     world = benchmark.other_world
-    result = benchmark.measure(world.build(3000, 4, layout, world.prose()))
+    result = benchmark.measure(world.build(3000, 4, layout, world.prose(())))
     failed = benchmark.verdicts(result, world.WANTED)
     assert [line for line in failed if "cpu" not in line and "megabytes" not in line] == []
     assert result["unique_rows_wrongly_lost"] <= 1
