@@ -146,5 +146,6 @@ def test_items_are_read_with_and_without_answers(tmp_path):
 
 def test_an_item_of_one_or_two_words_is_held_where_nothing_else_is_asked():
     index = Index({"held out": ["hi", "thank you", "tell me a joke"]})
-    found = index.matches(["hi there, please cancel it", "hi\nyes?", "thank you for the help", "please tell me a joke"])
-    assert [(match.row, match.item) for match in found] == [(1, 1), (3, 3)]
+    prompts = ["hi there, please cancel it", "hi", "thank you for the help", "please tell me a joke", "Tell me a joke!"]
+    found = index.matches([f"{prompt}\nyes?" for prompt in prompts], prompts=prompts)
+    assert [(match.row, match.item) for match in found] == [(1, 1), (4, 3)]
