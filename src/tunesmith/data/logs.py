@@ -124,6 +124,8 @@ def _answered(response: Mapping[str, JSON]) -> tuple[Message, ...]:
     if isinstance(details, Mapping):
         _refuse_cut(details.get("reason"), "response.incomplete_details.reason")
     if isinstance(response.get("output"), list):
+        if not response["output"]:
+            refuse("no_answer", "response.output", expected="at least one item", found="none")
         return _joined(messages_of(response["output"], "response.output"))
     if "content" in response:
         return turn_of({"role": "assistant", "content": response["content"]}, "response")

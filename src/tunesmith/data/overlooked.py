@@ -6,7 +6,7 @@ does not: what shapes read (`data.shapes`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tunesmith.data.records import BadRecord, Record, type_name
 from tunesmith.data.shapes import RowProblem, Shape, field_of, names_of
@@ -64,6 +64,20 @@ def refuse_columns(record: Record | BadRecord, name: str) -> None:
         expected="one object for each row",
         found=f"{type_name(values[0])} for each column",
         hint="write rows: DataFrame.to_json(FILE, orient='records', lines=True)",
+    )
+
+
+def refuse_numbered_labels(records: Sequence[Record], name: str) -> None:
+    """Raise `DataError` for answers labelled 0 and 1: those of KTO that are not wanted would be trained on."""
+    labels = [record.value.get("label") for record in records]
+    if not labels or not all(label in (0, 1) and isinstance(label, int) for label in labels):
+        return
+    raise DataError(
+        f"{name} labels its answers by numbers",
+        where=f"{name}:{records[0].line}",
+        expected="true or false, where labels say whether an answer is wanted (KTO)",
+        found="0 or 1, which may be classes as well",
+        hint="columns: {label: label} reads them as KTO's; naming the shape (shape: completion) leaves them out",
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tunesmith.data.files import SIDES
 from tunesmith.data.logs import iso_time
-from tunesmith.data.overlooked import FOREIGN, refuse_class, refuse_columns, unread_field
+from tunesmith.data.overlooked import FOREIGN, refuse_class, refuse_columns, refuse_numbered_labels, unread_field
 from tunesmith.data.records import BadRecord, Record, type_name
 from tunesmith.data.shapes import (
     Converted,
@@ -118,6 +118,8 @@ def _shape_of(probe: list[Record | BadRecord], origin: Origin, name: str) -> Sha
         )
     if shape is Shape.TEXT:
         refuse_class(readable[0], name)
+    elif shape is not Shape.KTO and "label" not in origin.columns.values():
+        refuse_numbered_labels(readable, name)
     return shape
 
 

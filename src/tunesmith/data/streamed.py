@@ -40,10 +40,15 @@ def _events(value: JSON) -> list[Mapping[str, Any]]:
         if not value.lstrip().startswith(("data:", "event:", ":")):
             return []
         lines = [line.removeprefix("data:").strip() for line in value.splitlines() if line.startswith("data:")]
-        try:
-            value = [json.loads(line) for line in lines if line and line != "[DONE]"]
-        except ValueError:
-            return []
+        value = []
+        for line in lines:
+            if not line or line == "[DONE]":
+                continue
+            try:
+                value.append(json.loads(line))
+            except ValueError:
+                if line is not lines[-1]:
+                    return []  # no stream; a last event that stops in its middle broke off, and counts as cut
     return [event for event in value if isinstance(event, Mapping)] if isinstance(value, list) else []
 
 

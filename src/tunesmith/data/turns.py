@@ -54,12 +54,12 @@ SPEAKERS: Mapping[str, str] = {
 }
 """Names of a speaker in the field -> role; `function_call` is an assistant turn that is a call (LLaMA-Factory)."""
 
-TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 THOUGHT_PARTS = ("reasoning", "thinking", "thought", "reasoning.text")
 UNREADABLE_THOUGHTS = ("redacted_thinking",)
 """Encrypted reasoning (Anthropic): the turn is whole without it."""
 CALL_PARTS = ("tool_call", "tool_calls", "function_call")
-_BODY_KEYS = ("text", "value", "content", "thinking")
+_BODY_KEYS = ("text", "value", "content", "thinking", "refusal")
 
 
 def messages_of(value: JSON, name: str) -> tuple[Message, ...]:

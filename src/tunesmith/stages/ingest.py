@@ -214,7 +214,7 @@ def check_ingest(spec: IngestSpec, inputs: Mapping[str, Artifact | None]) -> lis
     ]
 
 
-@stage(name="ingest", version=4, produces="rows", check=check_ingest)
+@stage(name="ingest", version=5, produces="rows", check=check_ingest)
 def ingest(inputs: IngestInputs, spec: IngestSpec, ctx: Context) -> Summary:
     """Read all sources into `rows.parquet` and `rejects.parquet`; every record is in exactly one of them."""
     from tunesmith.data.write import RejectWriter, RowWriter

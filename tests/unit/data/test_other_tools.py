@@ -64,6 +64,13 @@ ASKED = [("user", "hi"), ("assistant", "ok")]
             {"input": json.dumps({"messages": [USER]}), "output": json.dumps([{"type": "text", "text": "ok"}])},
             ASKED,
         ),
+        (
+            {
+                "request": {"input": "hi"},
+                "response": {"output": [{"role": "assistant", "content": [{"type": "refusal", "refusal": "ok"}]}]},
+            },
+            ASKED,
+        ),
         ({"images": [], "messages": [USER, OK]}, ASKED),
     ],
 )
@@ -102,6 +109,15 @@ def test_reasoning_in_details_is_kept(tmp_path):
             "unsupported_media",
             "'images'",
         ),
+        ({"request": {"input": "hi"}, "response": {"output": []}}, "no_answer", "response.output"),
+        (
+            {
+                "request": {"messages": [USER]},
+                "response": 'data: {"choices": [{"delta": {"content": "o"}}]}\n\ndata: {"ch',
+            },
+            "cut_answer",
+            "finish_reason",
+        ),
         ({"messages": str([USER, OK])}, "wrong_type", "json.dumps"),
         (
             {"request": {"input": "hi"}, "response": {"output": [{"type": "web_search_call", "id": "w"}]}},
@@ -138,6 +154,7 @@ def test_a_field_beside_the_prompt_is_added_where_it_is_mapped_and_left_where_th
         ({"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}, "Gemini"),
         ({"id": 1, "prompt": "hi", "label": "safe"}, "prompts alone train nothing"),
         ({"prompt": [USER]}, "prompts alone train nothing"),
+        ({"prompt": "hi", "completion": "ok", "label": 0}, "columns: {label: label}"),
         ({"segments": [{"label": True, "text": "x"}]}, "template"),
     ],
 )
@@ -166,3 +183,14 @@ def test_turns_that_arrow_turned_on_their_side_are_read(tmp_path):
     pq.write_table(pa.table({"messages": sideways}), tmp_path / "a.parquet")
     (row,) = rows_of(read_records(tmp_path / "a.parquet"), Origin(name="a"), name="a")[1]
     assert turns(row) == ASKED
+
+
+def test_numbers_as_labels_are_read_where_it_is_said_and_classes_are_left_alone(tmp_path):
+    from tunesmith.data.shapes import Shape
+
+    pair = {"prompt": "hi", "completion": "ok"}
+    (row,) = read(tmp_path, {**pair, "label": 0}, columns={"label": "label"})
+    assert row.desirable is False
+    (row,) = read(tmp_path, {**pair, "label": 0}, shape=Shape.COMPLETION)
+    assert row.desirable is None
+    assert len(read(tmp_path, {**pair, "label": 0}, {**pair, "label": 7})) == 2
