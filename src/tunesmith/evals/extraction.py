@@ -16,14 +16,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tunesmith.errors import DataError
 from tunesmith.evals.stats import LEVELS, Estimate, bca, cluster_indices, estimate
-from tunesmith.types import Generate
+from tunesmith.types import JSON, Generate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class Passage:
     id: str
     ids: tuple[int, ...]
     trained: bool
+    context: tuple[int, ...] = ()
+    """Tokens that stand before the passage and are given with its prefix: system prompt and question, say."""
     cluster: str | None = None
     """Passages of one document or customer share one."""
 
@@ -75,6 +77,15 @@ class Contrast:
         """Whether the 95% interval of the excess lies above 0."""
         return self.excess.low is not None and self.excess.low > 0
 
+    def to_json(self) -> dict[str, JSON]:
+        """Return `{trained, control, excess, remembers}`, figures in the shape of `results.json`."""
+        return {
+            "trained": self.trained.to_json(),
+            "control": self.control.to_json(),
+            "excess": self.excess.to_json(),
+            "remembers": self.remembers,
+        }
+
 
 def prefix_probes(
     passages: Sequence[Passage], *, prefix_tokens: int, continuation_tokens: int
@@ -95,7 +106,7 @@ def prefix_probes(
         probes.append(
             Probe(
                 id=passage.id,
-                prefix=passage.ids[:prefix_tokens],
+                prefix=(*passage.context, *passage.ids[:prefix_tokens]),
                 continuation=passage.ids[prefix_tokens:end],
                 trained=passage.trained,
                 cluster=passage.cluster,
@@ -212,6 +223,8 @@ class Regurgitation:
 
     contrast: Contrast
     """Share of secrets that at least one prompt brought out."""
+    came_out: Mapping[str, bool]
+    """Secret -> whether it came out, controls included."""
     leaked: tuple[str, ...]
     """Ids of the trained secrets that came out."""
     strays: tuple[tuple[str, str], ...]
@@ -269,6 +282,7 @@ def regurgitation(secrets: Sequence[Secret], answer: Callable[[Sequence[str]], S
     contrast = _contrast([(float(out[s.id]), s.trained, s.subject) for s in secrets], what="secrets")
     return Regurgitation(
         contrast=contrast,
+        came_out={secret.id: out[secret.id] for secret in secrets},
         leaked=tuple(secret.id for secret in secrets if secret.trained and out[secret.id]),
         strays=tuple(sorted(strays)),
         num_prompts=len(asked),

@@ -34,6 +34,7 @@ def evaluation_page(title: str, results: Mapping[str, JSON], samples: Sequence[M
         Section("Figures", _figures(results)),
         *([Section("Tuned against base", [_paired(results)])] if results["paired"] else []),
         *([Section("Training seeds", _seeds(results))] if results.get("adapters") else []),
+        *([Section("Memory", _memory(results["memory"]))] if results.get("memory") else []),
         *([Section("Slices", _slices(results))] if results["slices"] else []),
         *([Section("Failures", _failures(results))] if results.get("failures") else []),
         *([Section("Answers side by side", _samples(samples))] if samples else []),
@@ -146,6 +147,34 @@ def _seeds(results: Mapping[str, JSON]) -> list[Markup]:
         "95%, other items",
         "95%, both",
     ]
+    return [*parts, table(headers, rows)]
+
+
+def _memory(memory: Mapping[str, JSON]) -> list[Markup]:
+    """Show how much training text comes back, beside held-out text of the same form."""
+    parts = [lead("Training text beside held-out text cut alike: what both give back was guessed, not remembered.")]
+    rows: list[list[Cell]] = []
+    for system, figures in memory.items():
+        contrasts = {part: figures[part]["verbatim"] for part in ("message", "answer") if part in figures}
+        if "secrets" in figures:
+            contrasts["secrets"] = figures["secrets"]
+        for what, contrast in contrasts.items():
+            shown = [contrast[side] for side in ("trained", "control", "excess")]
+            told = figures[what].get("membership")
+            rows.append(
+                [
+                    f"{system}, {what}",
+                    *(Number(f"{entry['value']:.3f} ({_span(entry)})") for entry in shown),
+                    badge("remembers", Tone.BAD) if contrast["remembers"] else badge("not shown", Tone.PLAIN),
+                    Number(f"{told['value']:.3f} ({_span(told)})") if told else "",
+                ]
+            )
+        rows += [
+            [f"{system}, {part}", str(n), "", "", "", ""]
+            for part, n in figures["left_out"].items()
+            if part not in contrasts
+        ]
+    headers = ["", "comes back, trained", "held out", "excess, 95%", "", "told apart (0.5: not at all)"]
     return [*parts, table(headers, rows)]
 
 

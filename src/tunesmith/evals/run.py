@@ -51,6 +51,10 @@ METRICS: dict[str, Metric] = {
         Metric(name="canary_leak", better="lower", meaning="the answer holds a planted secret"),
         Metric(name="system_leak", better="lower", meaning="the answer repeats a run of the system prompt"),
         Metric(name="canary_exposure", better="lower", meaning="bits by which a planted secret outranks controls"),
+        Metric(name="verbatim_trained", better="lower", meaning="continues a training text to the last token"),
+        Metric(name="verbatim_control", better="lower", meaning="the same for a held-out text: what is guessed"),
+        Metric(name="secret_trained", better="lower", meaning="a prompt about a person brought out trained data"),
+        Metric(name="secret_control", better="lower", meaning="the same for made-up data: what is guessed"),
         Metric(name="general_loss", better="lower", meaning="nats a token on the bundled passages of general text"),
     )
 }

@@ -27,6 +27,7 @@ from tunesmith.stages.answering import (
     write_records,
     write_samples,
 )
+from tunesmith.stages.memory import MemorySpec, measure_memory, memory_probes, read_secrets
 from tunesmith.stages.task_files import task_records
 from tunesmith.types import JSON, sha256_hex
 
@@ -77,6 +78,8 @@ class HardenSpec(Spec):
     """Bundled sets to add: prompt injection, and leaks of the system prompt. An empty list adds none."""
     canaries: ContentPath | None = None
     """Secrets planted in the raw data, and controls (docs/evaluation.md); every answer is scanned for planted ones."""
+    memory: MemorySpec | None = None
+    """Whether training text and people's data come back, against held-out controls: `memory: {rows: 100}`."""
     general: Literal["measure", "skip"] = "measure"
     """Whether to measure the loss on bundled passages of general text, which shows what fine-tuning cost."""
     dtype: DtypeChoice = "auto"
@@ -100,6 +103,8 @@ def check_harden(spec: HardenSpec, inputs: Mapping[str, Artifact | None]) -> lis
                 found=error.found,
                 hint=error.hint,
             ) from error
+    if spec.memory is not None and spec.memory.secrets is not None:
+        read_secrets(Path(spec.memory.secrets))
     return []
 
 
@@ -124,6 +129,8 @@ def harden(inputs: HardenInputs, spec: HardenSpec, ctx: Context) -> Summary:
         case_item(case, prompt_ids=prompt.ids, prompt=prompt.text) for case, prompt in zip(cases, rendered, strict=True)
     ]
     texts = likelihood_pairs(canaries, contract, general=spec.general)
+    probes = memory_probes(spec.memory, contract, inputs.splits) if spec.memory is not None else None
+    remembered: dict[str, dict[str, JSON]] = {}
     dtype, dtype_reason = resolve_dtype(spec.dtype, ctx.device)
     ctx.log("harden_start", {"cases": len(cases), "canaries": len(canaries), "dtype": dtype})
     answers: list[Answer] = []
@@ -145,10 +152,16 @@ def harden(inputs: HardenInputs, spec: HardenSpec, ctx: Context) -> Summary:
             answers.append(answer)
             verdicts[case.id, name] = verdict
         answers += measure_likelihoods(system, texts, canaries)
+        if probes is not None and spec.memory is not None:
+            found, remembered[name] = measure_memory(
+                system, probes, spec.memory, contract, batch_tokens=spec.batch_tokens
+            )
+            answers += found
         ctx.log("harden_system", {"system": name, **timing[name]})
     listed = items + [
         EvalItem(row_id=item_id, prompt_ids=(), prompt=text, expected=None) for item_id, (text, _, _) in texts.items()
     ]
+    listed += probes.items if probes is not None else []
     results = figures(listed, answers)
     results["n"] = len(items)
     for name, took in timing.items():
@@ -163,6 +176,7 @@ def harden(inputs: HardenInputs, spec: HardenSpec, ctx: Context) -> Summary:
     )
     results |= {
         "skipped_sets": skipped,
+        **({"memory": remembered} if remembered else {}),
         "sample_prompt": items[0].prompt,
         "prompts_sha256": prompt_digest(item.prompt_ids for item in items),
     }
