@@ -131,12 +131,12 @@ def print_report(console: Console, book: VoteBook, comparison: Comparison, *, as
         return
     console.rule("what the votes say")
     lines = [
-        ("B preferred to A (ties half)", _range(found.win_rate)),
+        ("B preferred to A (ties half)", shown_range(found.win_rate)),
         ("B better / equal / A better", " / ".join(f"{found.shares[name]:.0%}" for name in ("win", "tie", "loss"))),
-        ("at equal length", _range(found.length_controlled) if found.length_controlled else "not resolvable"),
-        ("longer answer won", _range(found.longer_wins) + ("  biased" if found.length_biased else "")),
-        ("answer 1 won", _range(found.first_shown) + ("  biased" if found.position_biased else "")),
-        ("agreement of raters (alpha)", _range(agreement) if agreement else "-"),
+        ("at equal length", shown_range(found.length_controlled) if found.length_controlled else "not resolvable"),
+        ("longer answer won", shown_range(found.longer_wins) + ("  biased" if found.length_biased else "")),
+        ("answer 1 won", shown_range(found.first_shown) + ("  biased" if found.position_biased else "")),
+        ("agreement of raters (alpha)", shown_range(agreement) if agreement else "-"),
         ("items, votes, raters", f"{found.num_items}, {found.num_votes}, {len(book.raters)}"),
         ("equal answers, counted as ties", str(len(comparison.equal))),
         ("answered by one system only", f"A {comparison.only_a}, B {comparison.only_b}"),
@@ -145,7 +145,8 @@ def print_report(console: Console, book: VoteBook, comparison: Comparison, *, as
         console.print(f"{name:32} {text}", highlight=False)
 
 
-def _range(found: Estimate | None) -> str:
+def shown_range(found: Estimate | None) -> str:
+    """Return a figure with its interval, for people."""
     if found is None:
         return "-"
     if found.low is None or found.high is None:

@@ -35,6 +35,7 @@ VERBS = (
     "promote",
     "export",
     "compare",
+    "judge",
     "monitor",
     "review",
     "takedown",
