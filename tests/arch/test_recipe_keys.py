@@ -37,6 +37,8 @@ SAMPLES: dict[str, list[Any]] = {
     "SqlSource.collected_at": ["2026-01-31", "2026-02-28"],
     "HubSource.license": ["MIT", "Apache-2.0"],
     "HubSource.collected_at": ["2026-01-31", "2026-02-28"],
+    "TaskSpec.kind": ["code", "tools"],
+    "TaskSpec.pass_at": [[1], [2]],
     "CurateSpec.licenses": [["MIT"], ["Apache-2.0"]],
     "OptOutSpec.content_hashes": [["0" * 64], ["1" * 64]],
 }
@@ -44,6 +46,7 @@ SAMPLES: dict[str, list[Any]] = {
 
 BASES: dict[str, dict[str, Any]] = {
     "ContractSpec": {"input_render": "{{ subject }}"},
+    "TaskSpec": {"answers": 2},
 }
 """Owner -> keys to set in every trial, because others are valid only beside them."""
 

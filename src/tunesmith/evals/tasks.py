@@ -373,3 +373,11 @@ CHOICE_METRICS = (
 TASK_METRICS: dict[str, Metric] = {metric.name: metric for kind in KINDS.values() for metric in kind.metrics} | {
     metric.name: metric for metric in CHOICE_METRICS
 }
+
+
+def task_metric(name: str) -> Metric:
+    """Return what a metric means; pass@k is there for any k."""
+    if name.startswith("pass_at_") and name not in TASK_METRICS:
+        k = name.removeprefix("pass_at_")
+        return _higher(name, f"chance that at least one of {k} samples passes all tests")
+    return TASK_METRICS[name]

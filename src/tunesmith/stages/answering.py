@@ -69,6 +69,18 @@ class Answered:
         }
 
 
+def together(draws: Sequence[Answered]) -> Answered:
+    """Return several draws of answers as one: what they took is added."""
+    return Answered(
+        completions=[completion for draw in draws for completion in draw.completions],
+        generated=sum(draw.generated for draw in draws),
+        new_tokens=sum(draw.new_tokens for draw in draws),
+        seconds=sum(draw.seconds for draw in draws),
+        load_seconds=sum(draw.load_seconds for draw in draws),
+        engine=draws[-1].engine,
+    )
+
+
 class System:
     """The base model, or the adapter on it, under one contract. The weights are loaded when first needed."""
 
@@ -106,17 +118,25 @@ class System:
         return self._model
 
     def answer(
-        self, prompts: Sequence[Sequence[int]], *, batch_tokens: int, max_new_tokens: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        draw: int = 0,
     ) -> Answered:
         """Answer prompts under the contract's decoding. Answers are kept in `ctx.work` as they come.
 
-        `max_new_tokens` replaces the contract's longest answer, for questions that are not its task.
+        `max_new_tokens` and `temperature` replace the contract's, for questions that are not its task. `draw` numbers
+        independent answers to the same prompts: each has a seed of its own.
         """
         from tunesmith.evals.completions import generate_cached
         from tunesmith.model.generate import choose_engine, generate, make_decoder
 
         decoding = self._contract.decoding
         longest = decoding.max_new_tokens if max_new_tokens is None else max_new_tokens
+        heat = decoding.temperature if temperature is None else temperature
         make_constraint = self._make_constraint()
         loaded_before = self.load_seconds
         generated, new_tokens, seconds = 0, 0, 0.0
@@ -136,9 +156,9 @@ class System:
                 missing,
                 stop_ids=self._contract.stop_ids,
                 max_new_tokens=longest,
-                temperature=decoding.temperature,
+                temperature=heat,
                 top_p=decoding.top_p,
-                seed=decoding.seed,
+                seed=decoding.seed + draw,
                 batch_tokens=batch_tokens,
                 make_constraint=make_constraint,
                 decoder=self._decoder,
@@ -152,7 +172,7 @@ class System:
             return completions
 
         completions = generate_cached(
-            run, prompts, cache=self._ctx.work / f"completions-{self._identity(longest)}.jsonl"
+            run, prompts, cache=self._ctx.work / f"completions-{self._identity(longest, heat, draw)}.jsonl"
         )
         return Answered(
             completions=completions,
@@ -187,7 +207,7 @@ class System:
             schema
         )
 
-    def _identity(self, longest: int) -> str:
+    def _identity(self, longest: int, temperature: float, draw: int) -> str:
         made_of = {
             "base": self._base.fingerprint,
             "adapter": self._adapter.fingerprint if self._adapter else None,
@@ -195,6 +215,8 @@ class System:
             "dtype": self._dtype,
             "constrain": self._constrain,
             "max_new_tokens": longest,
+            "temperature": temperature,
+            "draw": draw,
         }
         return f"{self.name}-{sha256_hex(canonical_json(made_of))[:16]}"
 

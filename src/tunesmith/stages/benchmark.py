@@ -29,6 +29,7 @@ from tunesmith.stages.answering import (
     provenance,
     resolve_dtype,
     summarise,
+    together,
     write_page,
     write_records,
     write_samples,
@@ -39,7 +40,7 @@ from tunesmith.types import JSON, FinishReason
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
     from tunesmith.evals.questions import Choice
-    from tunesmith.evals.run import Answer
+    from tunesmith.evals.run import Answer, EvalItem
 
 CHECKED_RECORDS = 20
 """Records of each file that `plan` reads: enough to tell a file of another shape before anything runs."""
@@ -62,6 +63,22 @@ class TaskSpec(Spec):
     """System prompt of each question: the contract's, none, or the one in the question's own `messages`."""
     max_new_tokens: int | None = Field(None, gt=0)
     """Longest answer; the contract's unless given."""
+    answers: int = Field(1, ge=1, le=200)
+    """Answers to each question; each is a row, and those of one question are one group of items."""
+    temperature: float | None = Field(None, ge=0, le=5)
+    """Temperature of sampling; the contract's unless given. Several answers need one above 0."""
+    pass_at: tuple[int, ...] = ()
+    """Kind `code`: pass@k for these k, estimated without bias from `answers` samples (Chen et al. 2021)."""
+
+    @model_validator(mode="after")
+    def _samples_suffice(self) -> TaskSpec:
+        if self.pass_at and self.kind != "code":
+            raise ValueError("pass_at is for tasks of kind code")
+        if any(not 1 <= k <= self.answers for k in self.pass_at):
+            raise ValueError(f"pass@k needs at least k answers: answers is {self.answers}")
+        if self.answers > 1 and self.kind == "choice":
+            raise ValueError("a choice is scored by likelihood: more answers would be the same one")
+        return self
 
 
 class BenchmarkInputs(Inputs):
@@ -94,8 +111,16 @@ class BenchmarkSpec(Spec):
 
 
 def check_tasks(spec: BenchmarkSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
-    """Refuse a file that is not there, or whose first records the kind cannot read."""
+    """Refuse a file that is not there, or whose first records the kind cannot read, and equal answers as samples."""
+    contract = inputs.get("contract")
     for task in spec.tasks:
+        if task.answers > 1 and contract is not None and _temperature(task, contract) == 0:
+            raise PlanError(
+                f"the task {task.name!r} wants {task.answers} answers, and at temperature 0 they are all the same",
+                where=f"benchmark.tasks.{task.name}.temperature",
+                expected="above 0",
+                hint="set the task's temperature, such as 0.8",
+            )
         path = Path(task.data)
         try:
             read_questions(path, task.kind, columns=task.columns, first=CHECKED_RECORDS)
@@ -110,13 +135,19 @@ def check_tasks(spec: BenchmarkSpec, inputs: Mapping[str, Artifact | None]) -> l
     return []
 
 
+def _temperature(task: TaskSpec, contract: Artifact) -> float:
+    from tunesmith.chat.contract import load_contract
+
+    return load_contract(contract.path).decoding.temperature if task.temperature is None else task.temperature
+
+
 @stage(name="benchmark", version=2, produces="evaluation", check=check_tasks)
 def benchmark(inputs: BenchmarkInputs, spec: BenchmarkSpec, ctx: Context) -> Summary:
     """Measure base and tuned model on every task; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
     from tunesmith.evals.results import figures, pick_samples, prompt_digest
     from tunesmith.evals.run import answer_record
-    from tunesmith.evals.tasks import TASK_METRICS
+    from tunesmith.evals.tasks import task_metric
 
     contract = load_contract(inputs.contract.path)
     asked = [_ask(task, contract) for task in spec.tasks]
@@ -137,7 +168,7 @@ def benchmark(inputs: BenchmarkInputs, spec: BenchmarkSpec, ctx: Context) -> Sum
             answers += found
             timing[name][task.spec.name] = took
             ctx.log("benchmark_task", {"system": name, "task": task.spec.name, **took})
-    results = figures(items, answers, better=lambda metric: TASK_METRICS[metric.partition(".")[2]].better)
+    results = figures(items, answers, better=lambda metric: task_metric(metric.partition(".")[2]).better)
     for name, took in timing.items():
         results["timing"][name]["tasks"] = took
         results["timing"][name]["seconds"] = sum(part["seconds"] for part in took.values())
@@ -195,19 +226,31 @@ def _seen(asked: Sequence[Asked], splits: Artifact) -> dict[str, str]:
 
 def _right(answer: Answer) -> bool:
     """Whether an answer is right by its task's first metric."""
-    from tunesmith.evals.tasks import TASK_METRICS
+    from tunesmith.evals.tasks import task_metric
 
     if not answer.scores:
         return False
     name, score = next(iter(answer.scores.items()))
-    return score == (1 if TASK_METRICS[name.partition(".")[2]].better == "higher" else 0)
+    return score == (1 if task_metric(name.partition(".")[2]).better == "higher" else 0)
+
+
+def _samples_of(item: EvalItem, answers: int) -> list[EvalItem]:
+    """Return an item once for each answer to it; several are one group, since they share the question."""
+    from dataclasses import replace
+
+    if answers == 1:
+        return [item]
+    cluster = item.cluster or item.row_id
+    return [replace(item, row_id=f"{item.row_id}#{number}", cluster=cluster) for number in range(1, answers + 1)]
 
 
 class Asked:
     """One task's questions, rendered, and how they are answered."""
 
     def __init__(self, spec: TaskSpec, found: TaskItems) -> None:
-        self.spec, self.questions, self.items, self.excluded = spec, found.questions, found.items, found.excluded
+        self.spec, self.excluded, self.num_questions = spec, found.excluded, len(found.items)
+        self.questions = tuple(question for question in found.questions for _ in range(spec.answers))
+        self.items = tuple(one for item in found.items for one in _samples_of(item, spec.answers))
 
     def facts(self, answers: Sequence[Answer], *, seen: Mapping[str, str]) -> dict[str, JSON]:
         """Return what stands beside the task's scores."""
@@ -218,7 +261,8 @@ class Asked:
                 stops.setdefault(answer.system, Counter())[answer.finish_reason.value] += 1
         return {
             "kind": self.spec.kind,
-            "n": len(self.items),
+            "n": self.num_questions,
+            "answers": self.spec.answers,
             "excluded": len(self.excluded),
             "seen_in_training": len(ids & set(seen)),
             "system": self.spec.system,
@@ -241,13 +285,20 @@ class Asked:
         from tunesmith.evals.questions import Question, Reply
         from tunesmith.evals.run import Answer
 
-        answered = system.answer(
-            [item.prompt_ids for item in self.items],
-            batch_tokens=batch_tokens,
-            max_new_tokens=self.spec.max_new_tokens,
-        )
+        draws = [
+            system.answer(
+                [item.prompt_ids for item in self.items[:: self.spec.answers]],
+                batch_tokens=batch_tokens,
+                max_new_tokens=self.spec.max_new_tokens,
+                temperature=self.spec.temperature,
+                draw=draw,
+            )
+            for draw in range(self.spec.answers)
+        ]
+        # One question's answers stand together, as its items do
+        completions = [one for drawn in zip(*(draw.completions for draw in draws), strict=True) for one in drawn]
         answers = []
-        for question, item, completion in zip(self.questions, self.items, answered.completions, strict=True):
+        for question, item, completion in zip(self.questions, self.items, completions, strict=True):
             assert isinstance(question, Question)
             ended = completion.finish_reason is FinishReason.STOP
             parsed = contract.parse((*completion.ids, contract.stop_ids[0]) if ended else completion.ids)
@@ -264,7 +315,24 @@ class Asked:
                     scores={f"{self.spec.name}.{metric}": score for metric, score in scores.items()},
                 )
             )
-        return answers, answered.to_json()
+        return self._with_pass_at_k(answers), together(draws).to_json()
+
+    def _with_pass_at_k(self, answers: list[Answer]) -> list[Answer]:
+        """Add pass@k of each question to its first answer; a question whose tests could not be run has none."""
+        from dataclasses import replace
+
+        from tunesmith.evals.code import pass_at_k
+
+        name, per = f"{self.spec.name}.pass_at_1", self.spec.answers
+        for begin in range(0, len(answers), per) if self.spec.pass_at else ():
+            passed = [answer.scores[name] for answer in answers[begin : begin + per] if name in answer.scores]
+            found = {
+                f"{self.spec.name}.pass_at_{k}": pass_at_k(len(passed), int(sum(passed)), k=k)
+                for k in self.spec.pass_at
+                if 1 < k <= len(passed)
+            }
+            answers[begin] = replace(answers[begin], scores={**answers[begin].scores, **found})
+        return answers
 
     def _choose(
         self, choices: Sequence[Choice], system: System, contract: Contract

@@ -177,3 +177,39 @@ def test_held_out_rows_can_be_scored_further(world, run_stage, folder):
     assert results["better"]["rougeL"] == "higher"
     with pytest.raises(DataError, match="declares no table"):
         run_stage("evaluate", world.inputs, {"dtype": "float32", "scorers": ["sql"]}, folder)
+
+
+def test_several_answers_to_a_question_are_one_group_and_give_pass_at_k(world, run_stage, folder):
+    problem = {"id": "c", "prompt": "refund now!!", "tests": ["assert True"]}
+    (folder / "code.jsonl").write_text("\n".join(json.dumps({**problem, "id": f"c{n}"}) for n in range(3)))
+    task = {
+        "name": "code",
+        "kind": "code",
+        "data": "code.jsonl",
+        "answers": 4,
+        "temperature": 1.5,
+        "pass_at": [1, 2, 4],
+    }
+    done = run_stage("benchmark", world.inputs, {"tasks": [task], "dtype": "float32"}, folder)
+    results = results_of(done)
+    for system in ("base", "tuned"):
+        one, two, four = (results[system][f"code.pass_at_{k}"] for k in (1, 2, 4))
+        assert (one["n"], one["clusters"]) == (12, 3)
+        assert two["n"] == four["n"] == 3
+        assert one["value"] <= two["value"] <= four["value"]
+    assert results["tasks"]["code"]["n"] == 3
+    assert results["tasks"]["code"]["answers"] == 4
+    table = [row for row in pq.read_table(done.path / "items.parquet").to_pylist() if row["system"] == "base"]
+    assert [row["row_id"] for row in table[:4]] == [f"code/c0#{n}" for n in range(1, 5)]
+    assert len({row["output"] for row in table[:4]}) > 1, "samples are drawn, not copied"
+    assert {row["cluster"] for row in table} == {"code/c0", "code/c1", "code/c2"}
+
+
+def test_samples_that_would_be_copies_and_too_few_samples_are_refused(world, folder):
+    task = {"name": "code", "kind": "code", "data": str(folder / "code.jsonl"), "answers": 4}
+    spec = BenchmarkSpec.model_validate({"tasks": [task]})
+    with pytest.raises(PlanError, match="all the same"):
+        check_tasks(spec, {"contract": world.contract})
+    for wrong in ({"pass_at": [5]}, {"kind": "exact", "pass_at": [1]}, {"kind": "choice"}):
+        with pytest.raises(ValueError, match=r"pass|choice"):
+            BenchmarkSpec.model_validate({"tasks": [{**task, **wrong}]})
