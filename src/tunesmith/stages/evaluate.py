@@ -70,12 +70,13 @@ class EvaluateSpec(Spec):
     """How many answers to show side by side in `samples.json`, spread over fixed, broken, right and wrong ones."""
 
 
-@stage(name="evaluate", version=2, produces="evaluation")
+@stage(name="evaluate", version=3, produces="evaluation")
 def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summary:
     """Measure base and tuned model on one side of the split; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
     from tunesmith.data.write import read_rows
     from tunesmith.evals.failures import group_failures
+    from tunesmith.evals.labels import label_figures
     from tunesmith.evals.results import figures, pick_samples, prompt_digest
     from tunesmith.evals.run import answer_record
 
@@ -113,6 +114,9 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
         answers += score_all(items, name, answered.completions, contract, further=further)
         ctx.log("evaluate_system", {"system": name, **timing[name]})
     results = figures(items, answers, better=direction)
+    for name, found in label_figures(items, answers).items():
+        results[name] |= found
+        results["better"] |= dict.fromkeys(found, "higher")
     for name, took in timing.items():
         results["timing"][name] |= took
     results |= provenance(
