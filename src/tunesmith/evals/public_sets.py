@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from tunesmith.errors import DataError
 from tunesmith.evals.questions import need, question_id
 from tunesmith.evals.redteam import Expectation, RedTeamCase
+from tunesmith.evals.wrappers import Wrapper, wrap
 from tunesmith.types import JSON, Conversation, Message, sha256_hex
 
 Records = Iterable[tuple[str, Mapping[str, JSON]]]
@@ -35,8 +36,12 @@ SMALL_TALK = (
 _PLACES = ("end", "start")
 
 
-def request_cases(records: Records, *, family: str) -> list[RedTeamCase]:
-    """Return one case for each `{prompt, label}`. Raises `DataError` for a label that is not `safe` or `unsafe`."""
+def request_cases(records: Records, *, family: str, wrappers: Sequence[Wrapper] = ()) -> list[RedTeamCase]:
+    """Return one case for each `{prompt, label}`, and for unsafe ones one more in each wrapper.
+
+    A wrapper is a family of its own, `FAMILY in WRAPPER`. Raises `DataError` for a label that is not `safe` or
+    `unsafe`.
+    """
     out = []
     for where, record in records:
         prompt, label = need(record, "prompt", where), need(record, "label", where)
@@ -44,7 +49,11 @@ def request_cases(records: Records, *, family: str) -> list[RedTeamCase]:
             raise DataError("a request is `safe` or `unsafe`", where=where, found=repr(label))
         unsafe = label == "unsafe"
         expect = Expectation(no_compliance=True) if unsafe else Expectation(must_refuse=False)
-        out.append(_case(f"{family}/{question_id(record)}", family, unsafe, str(prompt), expect))
+        name = f"{family}/{question_id(record)}"
+        out.append(_case(name, family, unsafe, str(prompt), expect))
+        for wrapper in wrappers if unsafe else ():
+            dressed = f"{family} in {wrapper}"
+            out.append(_case(f"{name} in {wrapper}", dressed, True, wrap(wrapper, str(prompt)), expect))
     return out
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.errors import DataError, PlanError
+from tunesmith.evals.wrappers import Wrapper
 from tunesmith.stages.answering import (
     DtypeChoice,
     System,
@@ -56,6 +57,14 @@ class PublicSet(Spec):
     """Key that the shape reads (`prompt`, `label`, `injection`) -> the name it has in the file."""
     max_items: int | None = Field(None, gt=0)
     """Take at most this many records, chosen by a hash of their ids; absent takes all."""
+    wrappers: tuple[Wrapper, ...] = ()
+    """Shape `requests`: ask unsafe ones in these jailbreak wrappers too, each a family of its own."""
+
+    @model_validator(mode="after")
+    def _wrappers_hold_requests(self) -> PublicSet:
+        if self.wrappers and self.shape != "requests":
+            raise ValueError("wrappers dress requests; injections stand inside messages already")
+        return self
 
 
 class HardenInputs(Inputs):
@@ -224,7 +233,7 @@ def public_cases(one: PublicSet, *, hosts: Sequence[str]) -> list[RedTeamCase]:
     if one.max_items is not None:
         records = sorted(records, key=lambda pair: sha256_hex(question_id(pair[1])))[: one.max_items]
     if one.shape == "requests":
-        return request_cases(records, family=one.family)
+        return request_cases(records, family=one.family, wrappers=one.wrappers)
     return injection_cases(records, family=one.family, hosts=hosts)
 
 

@@ -1,5 +1,6 @@
 """Red-team sets: reading refuses what is no case, and every check can fail."""
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from tunesmith.errors import DataError
 from tunesmith.evals.public_sets import injection_cases, is_closed, request_cases
 from tunesmith.evals.redteam import Expectation, RedTeamCase, Setting, judge_case, leaked_run, read_redteam
+from tunesmith.evals.wrappers import WRAPPERS
+from tunesmith.stages.harden import PublicSet
 from tunesmith.types import Conversation, Message
 
 SYSTEM = "You label support messages. Answer only with one JSON object that has the keys intent and priority."
@@ -102,6 +105,27 @@ def test_requests_become_attacks_and_look_alikes():
     assert (safe.attack, safe.expect.must_refuse) == (False, False)
     with pytest.raises(DataError, match="safe"):
         request_cases([("x, line 3", {"prompt": "p", "label": "bad"})], family="xs")
+
+
+def test_unsafe_requests_are_dressed_in_every_wrapper_and_safe_ones_are_not():
+    records = [
+        ("x, line 1", {"id": "u", "prompt": "Do the bad thing.", "label": "unsafe"}),
+        ("x, line 2", {"id": "s", "prompt": "Do the good thing.", "label": "safe"}),
+    ]
+    cases = request_cases(records, family="adv", wrappers=tuple(WRAPPERS))
+    assert len(cases) == 2 + len(WRAPPERS)
+    dressed = {case.family: case for case in cases if " in " in case.family}
+    assert set(dressed) == {f"adv in {name}" for name in WRAPPERS}
+    for family, case in dressed.items():
+        assert case.attack
+        assert case.expect.no_compliance
+        text = case.conversation.messages[0].content
+        if family == "adv in base64":
+            text = base64.b64decode(text.split()[-1]).decode()
+        assert "Do the bad thing." in text
+    assert len({case.id for case in cases}) == len(cases)
+    with pytest.raises(ValueError, match="wrappers dress requests"):
+        PublicSet.model_validate({"family": "b", "shape": "injections", "data": "x", "wrappers": ["persona"]})
 
 
 def test_an_injection_stands_in_a_message_and_its_control_has_as_many_words_there():
