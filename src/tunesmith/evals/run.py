@@ -17,7 +17,7 @@ from typing import Literal
 
 from tunesmith.evals.degeneration import ends_abruptly, ends_in_loop, is_empty
 from tunesmith.evals.refusal import refuses
-from tunesmith.evals.scorers import exact_match, field_scores, parse_json, squad_f1
+from tunesmith.evals.scorers import exact_match, field_presence, field_scores, parse_json, squad_f1
 from tunesmith.types import JSON, Completion, FinishReason
 
 Better = Literal["higher", "lower"]
@@ -38,6 +38,7 @@ METRICS: dict[str, Metric] = {
         Metric(name="json_parse", better="higher", meaning="the whole answer is one JSON value"),
         Metric(name="schema_adherence", better="higher", meaning="ended by itself and valid under the output schema"),
         Metric(name="exact_match", better="higher", meaning="ended by itself and equal to the expected answer"),
+        Metric(name="field_presence", better="higher", meaning="share of the expected fields that are there"),
         Metric(name="field_accuracy", better="higher", meaning="share of the expected fields with the expected value"),
         Metric(name="token_f1", better="higher", meaning="token F1 with SQuAD normalisation"),
         Metric(name="cut", better="lower", meaning="ran to the token limit without a stop token"),
@@ -124,6 +125,9 @@ def score_answer(
         scores["exact_match"] = float(ended and matched == 1)
         fields = field_scores(output, item.expected)
         if fields:
+            present = field_presence(output, tuple(fields))
+            assert present is not None
+            scores["field_presence"] = present
             scores["field_accuracy"] = sum(fields.values()) / len(fields)
             scores |= {FIELD_PREFIX + name: value for name, value in fields.items()}
         if not wants_json:

@@ -114,9 +114,9 @@ def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summar
         answers += score_all(items, name, answered.completions, contract, further=further)
         ctx.log("evaluate_system", {"system": name, **timing[name]})
     results = figures(items, answers, better=direction)
-    for name, found in label_figures(items, answers).items():
-        results[name] |= found
-        results["better"] |= dict.fromkeys(found, "higher")
+    for name, labelled in label_figures(items, answers).items():
+        results[name] |= labelled
+        results["better"] |= dict.fromkeys(labelled, "higher")
     for name, took in timing.items():
         results["timing"][name] |= took
     results |= provenance(

@@ -24,11 +24,12 @@ def test_an_adapter_that_knows_its_rows_beats_the_base_on_every_figure(world, ru
     results = results_of(done)
     assert results["systems"] == ["base", "tuned"]
     assert results["n"] == len(world.rows)
-    for metric in ("json_parse", "schema_adherence", "exact_match", "field.intent", "field.urgent"):
+    for metric in ("json_parse", "schema_adherence", "exact_match", "field_presence", "field.intent", "field.urgent"):
         assert results["tuned"][metric]["value"] == 1.0
         assert results["base"][metric]["value"] < 0.5
         assert results["paired"][metric]["difference"] > 0.5
         assert results["paired"][metric]["low"] <= results["paired"][metric]["difference"]
+    assert results["tuned"]["macro_f1.intent"]["value"] == 1.0
     assert results["tuned"]["cut"]["value"] == 0
     assert results["stop_reasons"]["tuned"] == {"stop": len(world.rows)}
     assert results["unparsable"]["tuned"] == 0
