@@ -2,9 +2,11 @@
 
     hidden = FusedDecoder(model).hidden(embedded, positions, layout, rows)     # [S, E], after the final norm
 
-What lives here: the two halves of a decoder layer as autograd Functions with hand-written backwards, and their
-assembly. What does not: products with folded adapters (`model.folded`), attention (`model.attention`), the loss
-(`train.loss`).
+What lives here: the two halves of a decoder layer with their hand-written backwards, and one autograd Function over all
+of them. What does not: products with folded adapters (`model.folded`), attention (`model.attention`), what stands
+between the products (`model.kernels`), the loss (`train.loss`).
+
+    stream += branch -> norm -> entry product -> attention or SwiGLU -> exit product -> branch of the next half
 
 It serves Llama, Mistral, Qwen2, Qwen3, SmolLM2 (`why_not_fused` names what it refuses), with LoRA on any of the linear
 layers of a frozen base, or with all weights trained. transformers stays the reference: `train.passes` proves both equal
@@ -16,6 +18,7 @@ Shapes: T rows, E hidden size, H query heads, K key heads, D head size, F feed-f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -24,57 +27,16 @@ from peft.tuners.lora import Linear as LoraLinear
 
 from tunesmith.model.attention import DocumentLayout, Heads, attention_backward, attention_forward
 from tunesmith.model.folded import LINEAR_TYPES, FoldedLinear
+from tunesmith.model.kernels import add_norm_, norm_backward_, rotate_, scale_rows_, swiglu_, swiglu_backward_
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 LINEAR_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP_LAYERS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def rms_norm_(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor) -> torch.Tensor:
-    """Write `x / rms(x) * weight` over the last dimension into `out`; return 1 / rms(x), float32.
-
-    Rounds where transformers' RMSNorm rounds: after the division, and after the product with the weight.
-    """
-    wide = x.float()
-    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-    torch.mul((wide * inverse).to(x.dtype), weight.detach(), out=out)
-    return inverse
-
-
-def rms_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return the gradient of x, float32, and that of the weight where it trains.
-
-    With n = x * inverse and g = grad * weight: dx = inverse * (g - n * mean(g * n)), dweight = sum of grad * n.
-    """
-    wide = grad.float()
-    normal = x.float() * inverse
-    weight_grads = [(wide * normal).flatten(0, -2).sum(0).to(weight.dtype)] if weight.requires_grad else []
-    scaled = wide * weight.detach()
-    mean = (scaled * normal).mean(-1, keepdim=True)
-    return scaled.sub_(normal.mul_(mean)).mul_(inverse), weight_grads
-
-
 def trained(*parameters: torch.Tensor) -> list[torch.nn.Parameter]:
     """Return those that require gradients."""
     return [part for part in parameters if isinstance(part, torch.nn.Parameter) and part.requires_grad]
-
-
-def rotate_(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply rotary positions in place to [T, heads, D]: the two halves of D are the two coordinates."""
-    half = x.shape[-1] // 2
-    left, right = x[..., :half], x[..., half:]
-    turned = torch.cat((right.mul(sin[..., :half]).neg_(), left * sin[..., half:]), dim=-1)
-    return x.mul_(cos).add_(turned)
-
-
-def rotate_back_(grad: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Apply the transpose of `rotate_` in place."""
-    half = grad.shape[-1] // 2
-    left, right = grad[..., :half], grad[..., half:]
-    turned = torch.cat((right.mul(sin[..., half:]), left.mul(sin[..., :half]).neg_()), dim=-1)
-    return grad.mul_(cos).add_(turned)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,184 +45,257 @@ class Rows:
 
     layout: DocumentLayout
     cos: torch.Tensor
-    """[T, 1, D]."""
+    """[T, D] float32."""
     sin: torch.Tensor
 
 
 class AttentionHalf:
-    """Norm, q/k/v, rotary positions, attention, output product and residual of one layer."""
+    """q/k/v, rotary positions, attention and output product of one layer, over the normed stream."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         attention = layer.get_submodule("self_attn")
         self.norm: torch.Tensor = layer.get_submodule("input_layernorm").weight  # type: ignore[assignment]
         self.eps = float(layer.get_submodule("input_layernorm").variance_epsilon)  # type: ignore[arg-type]
-        self.qkv = FoldedLinear([attention.get_submodule(name) for name in ("q_proj", "k_proj", "v_proj")])
-        self.output = FoldedLinear([attention.get_submodule("o_proj")])
+        self.entry = FoldedLinear([attention.get_submodule(name) for name in ("q_proj", "k_proj", "v_proj")])
+        self.exit = FoldedLinear([attention.get_submodule("o_proj")])
         self.head_size = int(attention.head_dim)  # type: ignore[arg-type]
-        self.num_heads = self.qkv.sizes[0] // self.head_size
-        self.num_key_heads = self.qkv.sizes[1] // self.head_size
+        self.num_heads = self.entry.sizes[0] // self.head_size
+        self.num_key_heads = self.entry.sizes[1] // self.head_size
         self.heads = Heads(num_queries=self.num_heads, num_keys=self.num_key_heads)
         self.scale = float(attention.scaling)  # type: ignore[arg-type]
         # Mistral keeps its window in the config, Qwen in each layer, Llama has none.
         holder = attention.config if attention.config.model_type == "mistral" else attention  # type: ignore[union-attr]
         self.window: int | None = getattr(holder, "sliding_window", None)
         names = {name for name, _ in attention.named_children()}
-        self.head_norms: tuple[Any, Any] | None = (
-            (attention.get_submodule("q_norm"), attention.get_submodule("k_norm")) if "q_norm" in names else None
+        self.head_norms: tuple[Any, ...] = (
+            (attention.get_submodule("q_norm"), attention.get_submodule("k_norm")) if "q_norm" in names else ()
         )
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors, in the order of the gradients that the backward returns."""
-        heads = [norm.weight for norm in self.head_norms or ()]
-        return [*self.qkv.parameters, *self.output.parameters, *trained(*heads), *trained(self.norm)]
+        heads = [norm.weight for norm in self.head_norms]
+        return [*self.entry.parameters, *self.exit.parameters, *trained(*heads), *trained(self.norm)]
 
-    def forward(self, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the layer's residual stream after attention, and what `backward` needs."""
-        num_rows, size = x.shape
-        wide = self.qkv.wide_input(num_rows)
-        inverse = rms_norm_(x, self.norm, self.eps, out=wide[:, :size])
-        qkv = self.qkv.forward(wide).view(num_rows, -1, self.head_size)
-        raw: list[torch.Tensor] = []
-        if self.head_norms:
-            raw.append(qkv[:, : self.num_heads + self.num_key_heads].clone())
-            for norm, part in self._head_parts():
-                head_inverse = rms_norm_(qkv[:, part], norm.weight, norm.variance_epsilon, out=qkv[:, part])
-                raw.append(head_inverse)
-        rotate_(qkv[:, : self.num_heads + self.num_key_heads], rows.cos, rows.sin)
-        mixed, kept = attention_forward(
-            qkv, rows.layout, self.heads, scale=self.scale, window=self.window, softcap=None
+    def forward(self, wide: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return what this half adds to the stream, and what `backward` needs; `wide` is the entry's input."""
+        num_rows = wide.shape[0]
+        packed = self.entry.forward(wide).view(num_rows, -1, self.head_size)
+        kept = [wide[:, self.entry.num_inputs :].clone(), packed]
+        for norm, part in self._head_parts():
+            normal, inverse = _normalized(packed[:, part], norm.variance_epsilon)
+            torch.mul(normal, norm.weight.detach(), out=packed[:, part])
+            kept += [normal, inverse]
+        rotate_(packed, self.num_heads + self.num_key_heads, rows.cos, rows.sin, backward=False)
+        mixed, attended = attention_forward(
+            packed, rows.layout, self.heads, scale=self.scale, window=self.window, softcap=None
         )
-        wide_mixed = self.output.wide_input(num_rows)
-        wide_mixed[:, : self.output.num_inputs] = mixed.flatten(1)
-        out = self.output.forward(wide_mixed).add_(x)
-        return out, [x, wide, inverse, qkv, wide_mixed, *raw, *kept]
+        wide_mixed = self.exit.wide_input(num_rows)
+        wide_mixed[:, : self.exit.num_inputs] = mixed.flatten(1)
+        return self.exit.forward(wide_mixed), [*kept, wide_mixed, *attended]
 
     def _head_parts(self) -> list[tuple[Any, slice]]:
-        assert self.head_norms is not None
-        return [
-            (self.head_norms[0], slice(0, self.num_heads)),
-            (self.head_norms[1], slice(self.num_heads, self.num_heads + self.num_key_heads)),
-        ]
+        parts = (slice(0, self.num_heads), slice(self.num_heads, self.num_heads + self.num_key_heads))
+        return list(zip(self.head_norms, parts, strict=False))
 
     def backward(
-        self, grad: torch.Tensor, saved: list[torch.Tensor], rows: Rows, *, needs_input: bool
+        self, wide_grad: torch.Tensor, wide: torch.Tensor, kept: list[torch.Tensor], rows: Rows, *, needs_input: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Return the gradients of x and of `parameters`."""
-        x, wide, inverse, qkv, wide_mixed, *rest = saved
-        raw, kept = (rest[:3], rest[3:]) if self.head_norms else ([], rest)
-        num_rows = x.shape[0]
-        wide_grad = self.output.wide_output(num_rows)
-        wide_grad[:, : self.output.num_outputs] = grad
-        grad_mixed = self.output.backward(wide_grad, needs_input=True)
+        """Return the gradients of the normed stream and of the layers' parameters.
+
+        `wide_grad` holds the gradient of the stream; `wide` the normed stream, its last columns to be filled.
+        """
+        low, packed, *rest = kept
+        num_rows = packed.shape[0]
+        turned = self.num_heads + self.num_key_heads
+        head_kept, (wide_mixed, *attended) = rest[: 2 * len(self.head_norms)], rest[2 * len(self.head_norms) :]
+        grad_mixed = self.exit.backward(wide_grad, needs_input=True)
         assert grad_mixed is not None
-        output_grads = self.output.gradients(wide_mixed, wide_grad)
+        exit_grads = self.exit.gradients(wide_mixed, wide_grad)
         grad_packed = attention_backward(
             grad_mixed.view(num_rows, self.num_heads, self.head_size),
-            qkv,
-            kept,
+            packed,
+            attended,
             rows.layout,
             self.heads,
             scale=self.scale,
             window=self.window,
             softcap=None,
         )
-        wide_qkv_grad = self.qkv.wide_output(num_rows)
-        grad_qkv = torch.unflatten(wide_qkv_grad[:, : self.qkv.num_outputs], 1, (-1, self.head_size))
-        turned = self.num_heads + self.num_key_heads
-        grad_qkv[:, :turned] = rotate_back_(grad_packed[:, :turned], rows.cos, rows.sin)
-        grad_qkv[:, turned:] = grad_packed[:, turned:]
+        rotate_(grad_packed, turned, rows.cos, rows.sin, backward=True)
         head_grads: list[torch.Tensor] = []
-        if self.head_norms:
-            before, *inverses = raw
-            for (norm, part), head_inverse in zip(self._head_parts(), inverses, strict=True):
-                grad_part, weight_grads = rms_norm_backward(
-                    grad_qkv[:, part], before[:, part], norm.weight, head_inverse
-                )
-                grad_qkv[:, part] = grad_part
-                head_grads += weight_grads
-        needs_norm = needs_input or self.norm.requires_grad
-        grad_normed = self.qkv.backward(wide_qkv_grad, needs_input=needs_norm)
-        grads = [*self.qkv.gradients(wide, wide_qkv_grad), *output_grads, *head_grads]
-        if grad_normed is None:
-            return None, grads
-        grad_x, norm_grads = rms_norm_backward(grad_normed, x, self.norm, inverse)
-        return grad_x.add_(grad).to(x.dtype), [*grads, *norm_grads]
+        for number, (norm, part) in enumerate(self._head_parts()):
+            grad_part, weight_grads = _normalized_backward(
+                grad_packed[:, part], norm.weight, *head_kept[2 * number : 2 * number + 2]
+            )
+            grad_packed[:, part] = grad_part
+            head_grads += weight_grads
+        wide_grad_packed = self.entry.wide_output(num_rows)
+        wide_grad_packed[:, : self.entry.num_outputs] = grad_packed.flatten(1)
+        grad_normed = self.entry.backward(wide_grad_packed, needs_input=needs_input)
+        wide[:, self.entry.num_inputs :] = low
+        return grad_normed, [*self.entry.gradients(wide, wide_grad_packed), *exit_grads, *head_grads]
+
+
+def _normalized(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x / rms(x) over the last dimension, in the dtype of x, and 1 / rms(x), float32."""
+    inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True).add_(eps))
+    return (x * inverse).to(x.dtype), inverse
+
+
+def _normalized_backward(
+    grad: torch.Tensor, weight: torch.Tensor, normal: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Return the gradient of x through `weight * _normalized(x)`, and that of the weight where it trains."""
+    scaled = grad.float() * weight.detach()
+    mean = (scaled * normal).mean(-1, keepdim=True)
+    return scaled.sub_(normal * mean).mul_(inverse), weight_gradients(grad, normal, weight)
+
+
+def weight_gradients(grad_normed: torch.Tensor, normal: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
+    """Return the gradient of a norm's weight where it trains: the sum of `grad_normed * normal` over all rows."""
+    if not weight.requires_grad:
+        return []
+    return [(grad_normed.float() * normal).flatten(0, -2).sum(0).to(weight.dtype)]
 
 
 class FeedForwardHalf:
-    """Norm, gate and up, SwiGLU, down and residual of one layer."""
+    """Gate and up, SwiGLU and down of one layer, over the normed stream."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         mlp = layer.get_submodule("mlp")
         self.norm: torch.Tensor = layer.get_submodule("post_attention_layernorm").weight  # type: ignore[assignment]
         self.eps = float(layer.get_submodule("post_attention_layernorm").variance_epsilon)  # type: ignore[arg-type]
-        self.gate_up = FoldedLinear([mlp.get_submodule("gate_proj"), mlp.get_submodule("up_proj")])
-        self.down = FoldedLinear([mlp.get_submodule("down_proj")])
+        self.entry = FoldedLinear([mlp.get_submodule("gate_proj"), mlp.get_submodule("up_proj")])
+        self.exit = FoldedLinear([mlp.get_submodule("down_proj")])
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors, in the order of the gradients that the backward returns."""
-        return [*self.gate_up.parameters, *self.down.parameters, *trained(self.norm)]
+        return [*self.entry.parameters, *self.exit.parameters, *trained(self.norm)]
 
-    def forward(self, x: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the residual stream after the feed-forward, and what `backward` needs."""
-        num_rows, size = x.shape
-        wide = self.gate_up.wide_input(num_rows)
-        inverse = rms_norm_(x, self.norm, self.eps, out=wide[:, :size])
-        gate_up = self.gate_up.forward(wide)
-        gate, up = torch.split(gate_up, self.gate_up.sizes, dim=1)
-        wide_product = self.down.wide_input(num_rows)
-        torch.mul(torch.nn.functional.silu(gate), up, out=wide_product[:, : self.down.num_inputs])
-        out = self.down.forward(wide_product).add_(x)
-        return out, [x, wide, inverse, gate_up, wide_product]
+    def forward(self, wide: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return what this half adds to the stream, and what `backward` needs; `wide` is the entry's input."""
+        gate_up = self.entry.forward(wide)
+        wide_product = self.exit.wide_input(wide.shape[0])
+        swiglu_(gate_up, product=wide_product[:, : self.exit.num_inputs])
+        branch = self.exit.forward(wide_product)
+        return branch, [
+            wide[:, self.entry.num_inputs :].clone(),
+            gate_up,
+            wide_product[:, self.exit.num_inputs :].clone(),
+        ]
 
     def backward(
-        self, grad: torch.Tensor, saved: list[torch.Tensor], rows: Rows, *, needs_input: bool
+        self, wide_grad: torch.Tensor, wide: torch.Tensor, kept: list[torch.Tensor], rows: Rows, *, needs_input: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Return the gradients of x and of `parameters`."""
-        x, wide, inverse, gate_up, wide_product = saved
-        num_rows = x.shape[0]
-        wide_grad = self.down.wide_output(num_rows)
-        wide_grad[:, : self.down.num_outputs] = grad
-        grad_product = self.down.backward(wide_grad, needs_input=True)
+        """Return the gradients of the normed stream and of the layers' parameters (as in `AttentionHalf`)."""
+        low, gate_up, low_product = kept
+        num_rows = gate_up.shape[0]
+        grad_product = self.exit.backward(wide_grad, needs_input=True)
         assert grad_product is not None
-        down_grads = self.down.gradients(wide_product, wide_grad)
-        gate, up = torch.split(gate_up, self.gate_up.sizes, dim=1)
-        wide_gate_up_grad = self.gate_up.wide_output(num_rows)
-        both = wide_gate_up_grad[:, : self.gate_up.num_outputs]
-        grad_gate, grad_up = torch.split(both, self.gate_up.sizes, dim=1)
-        torch.mul(grad_product, torch.nn.functional.silu(gate), out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad_product.mul_(up), gate))
-        grad_normed = self.gate_up.backward(wide_gate_up_grad, needs_input=True)
-        assert grad_normed is not None
-        grad_x, norm_grads = rms_norm_backward(grad_normed, x, self.norm, inverse)
-        grads = [*self.gate_up.gradients(wide, wide_gate_up_grad), *down_grads, *norm_grads]
-        return grad_x.add_(grad).to(x.dtype), grads
+        wide_product, wide_gate_up_grad = self.exit.wide_input(num_rows), self.entry.wide_output(num_rows)
+        swiglu_backward_(
+            gate_up,
+            grad_product,
+            grads=wide_gate_up_grad[:, : self.entry.num_outputs],
+            product=wide_product[:, : self.exit.num_inputs],
+        )
+        wide_product[:, self.exit.num_inputs :] = low_product
+        exit_grads = self.exit.gradients(wide_product, wide_grad)
+        grad_normed = self.entry.backward(wide_gate_up_grad, needs_input=needs_input)
+        wide[:, self.entry.num_inputs :] = low
+        return grad_normed, [*self.entry.gradients(wide, wide_gate_up_grad), *exit_grads]
 
 
 Half = AttentionHalf | FeedForwardHalf
 
 
-class _Half(torch.autograd.Function):
-    """One half of a layer under autograd: `apply(x, half, rows, keep, *parameters)`."""
+class Keep(Enum):
+    """What the forward keeps of each half for the backward."""
+
+    NOTHING = "nothing"
+    """There is no backward."""
+    NORMED = "normed"
+    """The normed stream; all else is computed again."""
+    ALL = "all"
+
+
+class _Decoder(torch.autograd.Function):
+    """All layers and the final norm: `apply(embedded, decoder, shared, rows, keep, *parameters)`.
+
+    The residual stream and its gradient are float32 whatever the weights are, and change in place: of each half only
+    its normed input is kept, from which the norm's backward follows. One function for all layers, because autograd
+    between them would round the gradient to the weights' dtype and hold what the backward has used up.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, half: Half, rows: Rows, keep: bool, *parameters: torch.Tensor
+        ctx: Any,
+        embedded: torch.Tensor,
+        decoder: FusedDecoder,
+        shared: Rows,
+        rows: torch.Tensor,
+        keep: Keep,
+        *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        out, saved = half.forward(x, rows)
-        ctx.save_for_backward(*(saved if keep else [x]))
-        ctx.half, ctx.rows, ctx.keep = half, rows, keep
-        return out
+        dtype = embedded.dtype
+        stream, branch = embedded.to(torch.float32, copy=True), None
+        kept: list[list[torch.Tensor]] = []
+        for half in decoder.halves:
+            if half is decoder.halves[-1]:
+                assert branch is not None
+                stream, branch = stream.index_select(0, rows), branch.index_select(0, rows)
+            normal = torch.empty(stream.shape, dtype=dtype, device=stream.device)
+            wide = half.entry.wide_input(len(stream))
+            inverse = add_norm_(
+                stream, branch, half.norm.detach(), half.eps, normal=normal, wide=wide[:, : half.entry.num_inputs]
+            )
+            branch, needed = half.forward(wide, shared)
+            if keep is not Keep.NOTHING:
+                kept.append([normal, inverse, *(needed if keep is Keep.ALL else [])])
+        normal, hidden = (torch.empty(stream.shape, dtype=dtype, device=stream.device) for _ in range(2))
+        inverse = add_norm_(stream, branch, decoder.norm.detach(), decoder.eps, normal=normal, wide=hidden)
+        ctx.decoder, ctx.shared, ctx.rows, ctx.num_rows, ctx.kept = decoder, shared, rows, len(embedded), kept
+        ctx.last = (normal, inverse)
+        return hidden
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        saved = list(ctx.saved_tensors)
-        if not ctx.keep:
-            _, saved = ctx.half.forward(saved[0], ctx.rows)
-        grad_x, grads = ctx.half.backward(grad_outputs[0], saved, ctx.rows, needs_input=ctx.needs_input_grad[0])
-        return grad_x, None, None, None, *grads
+        decoder, kept = ctx.decoder, ctx.kept
+        normal, inverse = ctx.last
+        (grad_hidden,) = grad_outputs
+        needs_embedded = ctx.needs_input_grad[0]
+        reversed_grads = [weight_gradients(grad_hidden, normal, decoder.norm)]
+        grad = torch.zeros(normal.shape, dtype=torch.float32, device=normal.device)
+        wide_grad = decoder.halves[-1].exit.wide_output(len(grad))
+        weight, rounded = decoder.norm.detach(), wide_grad[:, : grad.shape[1]]
+        norm_backward_(grad, grad_hidden.contiguous(), normal, weight, inverse, rounded=rounded)
+        for number in reversed(range(len(decoder.halves))):
+            half = decoder.halves[number]
+            normal, inverse, *needed = kept.pop()
+            wide = half.entry.wide_input(len(normal))
+            scale_rows_(normal, half.norm.detach(), wide=wide[:, : half.entry.num_inputs])
+            if not needed:
+                _, needed = half.forward(wide, ctx.shared)
+            needs_input = number > 0 or needs_embedded or half.norm.requires_grad
+            grad_normed, grads = half.backward(wide_grad, wide, needed, ctx.shared, needs_input=needs_input)
+            if grad_normed is None:
+                reversed_grads.append(grads)
+                break
+            reversed_grads.append([*grads, *weight_gradients(grad_normed, normal, half.norm)])
+            rounded = None
+            if number and half is not decoder.halves[-1]:
+                wide_grad = decoder.halves[number - 1].exit.wide_output(len(grad))
+                rounded = wide_grad[:, : grad.shape[1]]
+            norm_backward_(grad, grad_normed, normal, half.norm.detach(), inverse, rounded=rounded)
+            if half is decoder.halves[-1]:
+                # Back from the asked rows, which may repeat, to all of them.
+                grad = grad.new_zeros(ctx.num_rows, grad.shape[1]).index_add_(0, ctx.rows, grad)
+                wide_grad = decoder.halves[number - 1].exit.wide_output(len(grad))
+                wide_grad[:, : grad.shape[1]] = grad
+        parameter_grads = [part for grads in reversed(reversed_grads) for part in grads]
+        return grad.to(grad_hidden.dtype) if needs_embedded else None, None, None, None, None, *parameter_grads
 
 
 def why_not_fused(model: torch.nn.Module) -> str | None:
@@ -313,17 +348,19 @@ class FusedDecoder:
         reason = why_not_fused(model)
         assert reason is None, reason
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.decoder = base.model
-        self.keep = not gradient_checkpointing
+        self.keep = Keep.NORMED if gradient_checkpointing else Keep.ALL
+        self.rotary: Any = base.model.rotary_emb
+        self.norm: torch.Tensor = base.model.norm.weight
+        self.eps = float(base.model.norm.variance_epsilon)
         self.halves: list[Half] = []
-        for layer in self.decoder.layers:
+        for layer in base.model.layers:
             self.halves += [AttentionHalf(layer), FeedForwardHalf(layer)]
 
     def refresh_(self) -> None:
         """Renew the rounded copies of the adapters from their float32 masters."""
         for half in self.halves:
-            for folded in (half.qkv, half.output) if isinstance(half, AttentionHalf) else (half.gate_up, half.down):
-                folded.refresh_()
+            half.entry.refresh_()
+            half.exit.refresh_()
 
     def hidden(
         self, embedded: torch.Tensor, positions: torch.Tensor, layout: DocumentLayout, rows: torch.Tensor
@@ -332,14 +369,11 @@ class FusedDecoder:
 
         `embedded` are the token embeddings [T, E] of the flat batch.
         """
-        x = embedded
         with torch.no_grad():
-            cos, sin = self.decoder.rotary_emb(x[None], position_ids=positions[None])
-        shared = Rows(layout=layout, cos=cos[0, :, None], sin=sin[0, :, None])
-        for half in self.halves:
-            if half is self.halves[-1]:
-                x = x.index_select(0, rows)
-            x = _Half.apply(x, half, shared, self.keep, *half.parameters)  # type: ignore[no-untyped-call]
-        normed = self.decoder.norm(x)
-        assert isinstance(normed, torch.Tensor)
-        return normed
+            cos, sin = self.rotary(embedded[None].float(), position_ids=positions[None])
+        shared = Rows(layout=layout, cos=cos[0].contiguous(), sin=sin[0].contiguous())
+        parameters = [*(part for half in self.halves for part in half.parameters), *trained(self.norm)]
+        keep = self.keep if torch.is_grad_enabled() else Keep.NOTHING
+        hidden = _Decoder.apply(embedded, self, shared, rows, keep, *parameters)  # type: ignore[no-untyped-call]
+        assert isinstance(hidden, torch.Tensor)
+        return hidden

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from tunesmith.errors import TrainingError
 from tunesmith.model.attention import IMPLEMENTATION, DocumentLayout
 from tunesmith.model.fused import FusedDecoder, why_not_fused
+from tunesmith.model.kernels import why_not_compiled
 from tunesmith.model.sharding import ShardedModel
 from tunesmith.train.batches import FlatBatch, flatten
 from tunesmith.train.examples import ExampleTable
@@ -353,6 +354,8 @@ def choose_pass(
             notes.append(f"not {name}: {str(error).splitlines()[0]}")
             continue
         if proof.holds:
+            if name == "fused" and why_not_compiled() is not None:
+                notes.append(f"fused without its compiled loops: {why_not_compiled()}")
             return Choice(loss_pass=candidate, proof=proof, notes=tuple(notes))
         notes.append(
             f"not {name}: its loss differs from transformers' by {proof.loss_difference:.1e}, "

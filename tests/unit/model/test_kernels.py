@@ -1,0 +1,114 @@
+"""Each compiled loop against its form in torch, in both element types, over columns of wider buffers."""
+
+import pytest
+import torch
+
+from tunesmith.model import kernels
+
+ROWS, COLUMNS, HEADS, SIZE, VOCAB = 70, 37, 3, 10, 301
+
+
+def inputs(dtype):
+    torch.manual_seed(0)
+
+    def wide(columns):
+        return torch.full((ROWS, columns + 5), 7.0, dtype=dtype)[:, :columns]
+
+    def normal(*shape):
+        return torch.randn(*shape).to(dtype)
+
+    return wide, normal
+
+
+def add_norm(dtype):
+    wide, normal = inputs(dtype)
+    stream, weight = torch.randn(ROWS, COLUMNS), normal(COLUMNS)
+    written, out = torch.empty(ROWS, COLUMNS, dtype=dtype), wide(COLUMNS)
+    inverse = kernels.add_norm_(stream, normal(ROWS, COLUMNS), weight, 1e-5, normal=written, wide=out)
+    first = kernels.add_norm_(stream, None, weight, 1e-5, normal=written, wide=out)
+    return stream, inverse, first, written, out
+
+
+def norm_backward(dtype):
+    wide, normal = inputs(dtype)
+    grad, inverse, weight = torch.randn(ROWS, COLUMNS), torch.rand(ROWS, 1), normal(COLUMNS)
+    streams = normal(ROWS, COLUMNS), normal(ROWS, COLUMNS)
+    rounded, again = wide(COLUMNS), wide(COLUMNS)
+    kernels.norm_backward_(grad, *streams, weight, inverse, rounded=rounded)
+    kernels.norm_backward_(grad, *streams, weight, inverse, rounded=None)
+    kernels.scale_rows_(streams[1], weight, wide=again)
+    return grad, rounded, again
+
+
+def swiglu(dtype):
+    wide, normal = inputs(dtype)
+    gate_up, grad_product = 4 * normal(ROWS, 2 * COLUMNS), normal(ROWS, COLUMNS)
+    gate_up[0, 0], gate_up[1, 0] = 200.0, -200.0
+    product, again, grads = wide(COLUMNS), wide(COLUMNS), wide(2 * COLUMNS)
+    kernels.swiglu_(gate_up, product=product)
+    kernels.swiglu_backward_(gate_up, grad_product, grads=grads, product=again)
+    return product, again, grads
+
+
+def rotate(dtype):
+    _, normal = inputs(dtype)
+    packed, cos, sin = normal(ROWS, HEADS + 2, SIZE), torch.randn(ROWS, SIZE), torch.randn(ROWS, SIZE)
+    turned, back = packed.clone(), packed.clone()
+    kernels.rotate_(turned, HEADS, cos, sin, backward=False)
+    kernels.rotate_(back, HEADS, cos, sin, backward=True)
+    return turned, back
+
+
+def cross_entropy(dtype):
+    _, normal = inputs(dtype)
+    logits = 5 * normal(ROWS, VOCAB)
+    losses = kernels.cross_entropy_(logits, torch.arange(ROWS) * 4, torch.rand(ROWS))
+    return losses, logits
+
+
+@pytest.mark.parametrize("function", [add_norm, norm_backward, swiglu, rotate, cross_entropy])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_compiled_loop_computes_what_torch_computes(monkeypatch, function, dtype):
+    if kernels.why_not_compiled() is not None:
+        pytest.skip(f"no compiled loops here: {kernels.why_not_compiled()}")
+    mine = function(dtype)
+    monkeypatch.setattr(kernels, "_library", lambda dtype: None)
+    for found, expected in zip(mine, function(dtype), strict=True):
+        # A sum in another order may round to the neighbour in bfloat16.
+        tolerance = 2**-7 if found.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-6)
+
+
+def test_rotating_back_is_the_transpose():
+    packed, other = torch.randn(ROWS, HEADS, SIZE), torch.randn(ROWS, HEADS, SIZE)
+    cos, sin = torch.randn(ROWS, SIZE), torch.randn(ROWS, SIZE)
+    turned, back = packed.clone(), other.clone()
+    kernels.rotate_(turned, HEADS, cos, sin, backward=False)
+    kernels.rotate_(back, HEADS, cos, sin, backward=True)
+    torch.testing.assert_close((turned * other).sum(), (packed * back).sum(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_visible(broken):
+    gate_up = torch.ones(2, 2 * COLUMNS)
+    gate_up[1, 3] = broken
+    product = torch.empty(2, COLUMNS)
+    kernels.swiglu_(gate_up, product=product)
+    assert bool(torch.isfinite(product[0]).all())
+    assert not bool(torch.isfinite(product[1]).all())
+    logits = torch.ones(1, VOCAB)
+    logits[0, 5] = broken
+    assert not bool(torch.isfinite(kernels.cross_entropy_(logits, torch.tensor([1]), torch.ones(1))).all())
+
+
+def test_without_a_compiler_torch_does_the_work_and_the_reason_is_told(monkeypatch):
+    monkeypatch.setenv("CC", "a-compiler-that-is-not-there")
+    kernels._library.cache_clear()
+    kernels._no_kernels_because.clear()
+    try:
+        assert kernels.why_not_compiled() == "no C compiler was found"
+        logits = torch.randn(2, VOCAB, dtype=torch.bfloat16)
+        assert bool(torch.isfinite(kernels.cross_entropy_(logits, torch.tensor([1, 2]), torch.ones(2))).all())
+    finally:
+        kernels._library.cache_clear()
+        kernels._no_kernels_because.clear()
