@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 
+from tunesmith.model.products import linear, product
 from tunesmith.model.quantised import QuantisedLinear
 
 LINEAR_TYPES = (torch.nn.Linear, QuantisedLinear)
@@ -145,7 +146,7 @@ class FoldedLinear:
         if self.rank:
             down = matrix[self.num_outputs :, : self.num_inputs]
             wide[:, self.num_inputs :] = torch.nn.functional.linear(wide[:, : self.num_inputs], down)
-        return torch.nn.functional.linear(wide, matrix[: self.num_outputs], self.bias)
+        return linear(wide, matrix[: self.num_outputs], self.bias)
 
     def backward(self, wide_grad: torch.Tensor, *, needs_input: bool) -> torch.Tensor | None:
         """Return dx [T, in] of a wide dy, and fill its last columns with `dy s B`, which `gradients` needs."""
@@ -153,7 +154,7 @@ class FoldedLinear:
         if self.rank:
             up = matrix[: self.num_outputs, self.num_inputs :]
             wide_grad[:, self.num_outputs :] = torch.mm(wide_grad[:, : self.num_outputs], up)
-        return torch.mm(wide_grad, matrix[:, : self.num_inputs]) if needs_input else None
+        return product(wide_grad, matrix[:, : self.num_inputs]) if needs_input else None
 
     def gradients(self, wide: torch.Tensor, wide_grad: torch.Tensor) -> list[torch.Tensor]:
         """Return the gradients of `parameters`, after `forward` and `backward` have filled both buffers."""
@@ -170,7 +171,7 @@ class FoldedLinear:
                 grads.append(grad_a[at : at + rank])
                 grads.append(torch.mm(grad.t(), down).float().mul_(adapter.scale))
             if weight is not None and weight.requires_grad:
-                grads.append(torch.mm(grad.t(), x))
+                grads.append(product(grad.t(), x))
             if bias is not None and bias.requires_grad:
                 grads.append(grad.sum(0, dtype=torch.float32).to(bias.dtype))
             row, at = row + size, at + rank

@@ -1,0 +1,25 @@
+import pytest
+import torch
+
+from tunesmith.model import products
+
+
+@pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN", "torch's choice"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_products_over_columns_of_wider_buffers_are_those_of_torch(monkeypatch, onednn, dtype):
+    if onednn and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch is built without oneDNN")
+    monkeypatch.setattr(products, "_prefers_onednn", lambda: onednn)
+    torch.manual_seed(0)
+    matrix = torch.randn(200, 150, dtype=dtype)
+    wide, grad, bias = (torch.randn(*size, dtype=dtype) for size in ((70, 150), (70, 200), (180,)))
+    weight, columns = matrix[:180], matrix[:, :140]
+    torch.testing.assert_close(products.linear(wide, weight, bias), wide @ weight.T + bias, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(products.product(grad, columns), grad @ columns, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(products.product(grad.T, wide), grad.T @ wide, rtol=1e-5, atol=1e-4)
+
+
+def test_only_an_amd_processor_sends_float32_to_onednn(tmp_path):
+    (tmp_path / "intel").write_text("vendor_id : GenuineIntel\n")
+    assert not products._prefers_onednn(tmp_path / "intel")
+    assert not products._prefers_onednn(tmp_path / "nowhere")
