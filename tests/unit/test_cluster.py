@@ -297,6 +297,24 @@ def test_unknown_engines_and_settings_without_effect_are_refused():
     check_engine(LOCAL_ENGINE)
 
 
+def test_a_cluster_that_does_not_start_says_why_and_where_its_logs_are():
+    with pytest.raises(EngineError, match="did not start") as caught, cluster_module._started(1, object_store_bytes=1):
+        pass
+    folder = Path(caught.value.where)
+    assert folder.is_dir()
+    assert "memory" in str(caught.value)
+    shutil.rmtree(folder)
+
+
+def test_the_end_of_a_log_is_its_last_lines(tmp_path):
+    log = tmp_path / "session_1" / "logs" / "gcs_server.out"
+    log.parent.mkdir(parents=True)
+    log.write_text("started\nlistening\nno space\ngone\n")
+    error = cluster_module._not_started(OSError("Failed to start GCS\nmore"), tmp_path)
+    assert error.found == "Failed to start GCS; the end of its log: listening / no space / gone"
+    assert len(str(error).splitlines()) <= 5
+
+
 def test_a_long_folder_for_temporary_files_leaves_room_for_sockets(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster_module.tempfile, "gettempdir", lambda: str(tmp_path / ("long" * 20)))
     assert cluster_module._short_temp() == "/tmp"
