@@ -82,7 +82,7 @@ def test_a_run_learns_and_accounts_for_every_step(trained):
     assert evals == [0, 2, 4, 6, 8, 10]
     curve = json.loads((trained / "out" / "curve.json").read_text())
     assert curve["loss"] == [record["loss"] for record in steps]
-    assert curve["val_step"] == evals
+    assert curve["figures"]["val_loss"]["step"] == evals
 
 
 def test_the_adapter_is_a_plain_peft_folder(trained, world):
@@ -122,6 +122,17 @@ def test_a_run_killed_with_sigkill_ends_with_the_same_weights_bit_for_bit(world,
         [sys.executable, program, str(root), json.dumps(SPEC), "5"], capture_output=True, text=True, check=False
     )
     assert done.returncode == -9, done.stderr[-2000:]
+    assert_resumes_to_the_same(root, trained)
+
+
+def test_a_run_killed_while_its_checkpoint_is_written_goes_on_from_the_one_before(world, trained, tmp_path):
+    root = copy_of(world, tmp_path / "killed")
+    program = str(Path(__file__).with_name("training_process.py"))
+    command = [sys.executable, program, str(root), json.dumps(SPEC), "6", "in its checkpoint"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr[-2000:]
+    assert (root / "work" / ".partial-00000006" / "state.json").exists()
+    assert not (root / "work" / "checkpoint-00000006").exists()
     assert_resumes_to_the_same(root, trained)
 
 
@@ -260,6 +271,8 @@ FLIPS = {
     "adapter.full": {"kind": "full"},
     "adapter.targets": {"kind": "lora", "rank": 4, "alpha": 8, "targets": ["q_proj"]},
     "dtype": "bfloat16",
+    "dtype.float16": "float16",
+    "optimizer.adamw_8bit": {"kind": "adamw_8bit"},
     "evals_per_epoch": 1,
     "seed": 5,
 }
@@ -336,6 +349,9 @@ def test_every_key_of_the_settings_is_flipped_above():
         "mix",
         "max_source_epochs",
         "parallel",
+        "task_metric",
+        "metric_for_best_model",
+        "general_watch",
     }  # own tests
     assert flipped == set(training.TrainSpec.model_fields)
     nested = {key.split(".")[1] for key in FLIPS if "." in key} | {"kind", "rank"}
@@ -358,6 +374,8 @@ def test_momentum_of_other_optimizers_counts(run_stage, world, tmp_path, kind, r
     [
         {"optimizer": {"kind": "muon"}, "adapter": {"kind": "full"}},
         {"optimizer": {"kind": "adafactor"}},
+        {"optimizer": {"kind": "adamw_8bit"}},
+        {"dtype": "float16"},
         {"adapter": {"kind": "dora", "rank": 4, "alpha": 8}},
         {"adapter": {"kind": "full"}, "dtype": "bfloat16"},
         {"adapter": {"kind": "lora", "rank": 4, "alpha": 8, "quantization": {"kind": "nf4"}}, "dtype": "bfloat16"},
@@ -394,6 +412,19 @@ def test_full_fine_tuning_leaves_a_whole_model_that_loads_anywhere(run_stage, wo
     ]
     assert len(moved) == len(base.state_dict())
     assert "tunesmith" not in (made.path / "adapter" / "config.json").read_text()
+
+
+def test_float16_leaves_out_steps_that_overflow_and_learns_all_the_same(run_stage, world, tmp_path, monkeypatch):
+    from tunesmith.train import scaling
+
+    monkeypatch.setattr(scaling, "FIRST_SCALE", 2.0**24)
+    made = run_stage("train", world, {**SPEC, "dtype": "float16", "num_train_epochs": 4}, tmp_path)
+    steps = [record for record in lines(made.path / "metrics.jsonl") if "loss" in record]
+    skipped = [record for record in steps if record["grad_norm"] is None]
+    assert 0 < len(skipped) == made.summary["skipped_steps"] < len(steps) / 2
+    assert [record["loss_scale"] for record in steps[:2]] == [2.0**24, 2.0**23]
+    assert any("steps changed nothing" in warning for warning in made.summary["warnings"])
+    assert made.summary["best_val_loss"] < made.summary["base_val_loss"] - 0.01
 
 
 def test_small_steps_on_bfloat16_weights_are_not_lost(run_stage, world, tmp_path):

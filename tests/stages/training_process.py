@@ -1,7 +1,8 @@
 """Run the train stage by hand on a world of `training_world`: `train_in(root, spec)`.
 
 As a program, `python training_process.py ROOT SPEC_JSON STEP` sends itself SIGKILL while it reports STEP: nothing is
-flushed, closed or cleaned up.
+flushed, closed or cleaned up. With a fourth argument it does so in the thread that writes STEP's checkpoint, which is
+written and not complete yet.
 """
 
 import json
@@ -16,6 +17,7 @@ from training_world import artifact
 from tunesmith.core.stage import Context
 from tunesmith.stages.train import TrainInputs, train
 from tunesmith.stages.training import TrainSpec
+from tunesmith.train import checkpoint
 
 
 def train_in(root: Path, spec: dict, *, log=lambda name, fields: None) -> dict:
@@ -41,5 +43,19 @@ def kill_at(step: int):
     return log
 
 
+def kill_in_the_checkpoint_of(step: int) -> None:
+    honest = checkpoint._commit
+
+    def commit(partial, final, **keep):
+        if final.name == f"checkpoint-{step:08d}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        honest(partial, final, **keep)
+
+    checkpoint._commit = commit
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        kill_in_the_checkpoint_of(int(sys.argv[3]))
+        train_in(Path(sys.argv[1]), json.loads(sys.argv[2]))
     train_in(Path(sys.argv[1]), json.loads(sys.argv[2]), log=kill_at(int(sys.argv[3])))

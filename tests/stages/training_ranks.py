@@ -63,6 +63,7 @@ def main(root: Path, jobs: list[dict]) -> None:
                     spec,
                     base=root / "base" / "data",
                     examples=root / "examples" / "data",
+                    contract=root / "contract" / "data",
                     ctx=context,
                     world=replace(world, layout=spec.parallel.kind),
                 )

@@ -18,7 +18,6 @@ import yaml
 
 from tunesmith.api.foreign_configs import (
     BITS,
-    EIGHT_BIT,
     NESTED,
     OPTIMIZERS,
     QUANT_TYPES,
@@ -304,30 +303,30 @@ class _Reader:
             name = str(self.values[key])
             if name in OPTIMIZERS:
                 self._set("train.optimizer.kind", OPTIMIZERS[name], key)
-            elif name in EIGHT_BIT:
-                self._set("train.optimizer.kind", "adamw", key, why="its states are float32 here")
             else:
                 self._lose(key, f"there is no optimizer {name!r}; AdamW is taken")
         betas = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_epsilon": "epsilon"}
         for key, name in betas.items():
             if self.values.get(key) is None:
                 continue
-            if self.tables["train"].get("optimizer", {}).get("kind", "adamw") == "adamw":
-                self.tables["train"].setdefault("optimizer", {})["kind"] = "adamw"
+            if self.tables["train"].get("optimizer", {}).get("kind", "adamw").startswith("adamw"):
+                self.tables["train"].setdefault("optimizer", {}).setdefault("kind", "adamw")
                 self._set(f"train.optimizer.{name}", float(self.values[key]), key)
             else:
                 self._lose(key, "only AdamW has it")
 
     def _numbers(self) -> None:
+        if self.values.get("fp16"):
+            self._set("train.dtype", "float16", "fp16")
         for key in ("bf16", "dtype", "torch_dtype"):
             value = self.values.get(key)
             if value is None or key not in self.tool.rules:
                 continue
             chosen = {True: "bfloat16", "true": "bfloat16", False: "float32", "false": "float32"}.get(value, value)
-            if chosen in ("auto", "bfloat16", "float32"):
+            if chosen in ("auto", "bfloat16", "float32", "float16"):
                 self._set("train.dtype", chosen, key)
             else:
-                self._lose(key, "bfloat16, float32 or auto")
+                self._lose(key, "bfloat16, float32, float16 or auto")
 
     def _template(self) -> None:
         for key in ("template", "chat_template"):

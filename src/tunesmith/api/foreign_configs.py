@@ -69,7 +69,8 @@ SCHEDULES = {
     "warmup_stable_decay": "wsd",
 }
 OPTIMIZERS = {
-    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"), "adamw"),
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw", "paged_adamw_32bit"), "adamw"),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), "adamw_8bit"),
     **dict.fromkeys(("adafactor",), "adafactor"),
     **dict.fromkeys(("sgd",), "sgd"),
     **dict.fromkeys(("muon",), "muon"),
@@ -77,7 +78,6 @@ OPTIMIZERS = {
 BITS = ("load_in_4bit", "load_in_8bit", "quantization_bit")
 NESTED = ("use_bnb_nested_quant", "double_quantization")
 QUANT_TYPES = ("bnb_4bit_quant_type", "quantization_type")
-EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
 
 def _number(value: JSON) -> JSON:
@@ -127,7 +127,7 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     "adam_beta2": Read(),
     "adam_epsilon": Read(),
     "bf16": Read(),
-    "fp16": Lost(why="float16 needs loss scaling; bfloat16 or float32 is taken"),
+    "fp16": Read(),
     "tf32": Lost(why="set it in torch"),
     "gradient_checkpointing": Moves(to="train.gradient_checkpointing", convert=_flag),
     "gradient_checkpointing_kwargs": Always(why="checkpointing is never reentrant"),

@@ -14,12 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tunesmith.cli.text import duration, figure, is_number
+from tunesmith.cli.text import duration, figure, is_number, size
 from tunesmith.types import JSON
 
 _PLAIN_SECONDS = 10.0
 _MARKS = {"done": "[green]done[/]", "cached": "[dim]cached[/]", "failed": "[red]failed[/]"}
-_SHORT = {"tokens_per_second": "tok/s", "learning_rate": "lr"}
+_SHORT = {
+    "grad_norm": "grad",
+    "learning_rate": "lr",
+    "tokens_per_second": "tok/s",
+    "supervised_per_second": "supervised/s",
+    "peak_memory_bytes": "memory",
+    "seconds_left": "left",
+}
 
 
 class TerminalListener:
@@ -101,4 +108,14 @@ class TerminalListener:
 
 
 def _figures(fields: Mapping[str, JSON]) -> list[str]:
-    return [f"{_SHORT.get(key, key)} {figure(value)}" for key, value in fields.items()]
+    return [f"{_SHORT.get(key, key)} {_value(key, value)}" for key, value in fields.items()]
+
+
+def _value(key: str, value: JSON) -> str:
+    if key.endswith("_bytes"):
+        return size(value)
+    if key.startswith("seconds"):
+        return duration(value)
+    if key.endswith("_per_second") and is_number(value):
+        return f"{value:,.0f}"
+    return figure(value)

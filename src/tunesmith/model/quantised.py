@@ -78,8 +78,7 @@ def kernels() -> ModuleType:
         functional: ModuleType = importlib.import_module("bitsandbytes.functional")
     except ImportError as error:
         raise PlanError(
-            "a quantised base needs bitsandbytes, which is not installed",
-            where="train.adapter.quantization",
+            "a quantised base, or an optimizer in 8 bits, needs bitsandbytes, which is not installed",
             hint="pip install 'tunesmith[qlora]'",
         ) from error
     return functional

@@ -207,9 +207,17 @@ def _training_section(road: Road) -> list[Section]:
             color=charts.ORANGE,
             marker=True,
         ),
+        charts.Line(
+            name="loss on general text",
+            x=[m["step"] for m in validation if "general_loss" in m],
+            y=[m["general_loss"] for m in validation if "general_loss" in m],
+            color=charts.GREY,
+            marker=True,
+        ),
     ]
     drawing = charts.lines([line for line in series if line.x], x_label="optimizer step", y_label="nats per token")
     parts = [figure(drawing, caption="Loss on supervised tokens only: the answer and its stop token.")]
+    parts += [_metric_figure(name, road.metrics) for name in _task_metrics(road.metrics)]
     facts = road.summaries.get("adapter", {})
     rows: list[list[Cell]] = [
         [_words(key), _plain(value)] for key, value in facts.items() if not isinstance(value, dict)
@@ -218,6 +226,19 @@ def _training_section(road: Road) -> list[Section]:
     rows += [[f"encoded: {_words(k)}", _plain(v)] for k, v in examples.items() if isinstance(v, (int, float, str))]
     parts.append(table(["", ""], rows))
     return [Section("Training", parts)]
+
+
+def _task_metrics(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of what was measured by answering while the model trained."""
+    fixed = ("step", "best", "eval_seconds", "val_loss", "general_loss")
+    return list(dict.fromkeys(name for m in metrics if "eval_seconds" in m for name in m if name not in fixed))
+
+
+def _metric_figure(name: str, metrics: Sequence[Mapping[str, Any]]) -> Markup:
+    measured = [m for m in metrics if name in m]
+    line = charts.Line(name=name, x=[m["step"] for m in measured], y=[m[name] for m in measured], marker=True)
+    drawing = charts.lines([line], x_label="optimizer step", y_label=_words(name))
+    return figure(drawing, caption=f"{_words(name)} on validation rows, answered while the model trained.")
 
 
 def _evaluation_sections(road: Road) -> list[Section]:

@@ -26,6 +26,7 @@ from tunesmith.stages.training import Assembled, TrainSpec, assemble, check, che
 from tunesmith.stages.training_mix import mix_account, mix_text, read_mix_origins
 from tunesmith.stages.training_parallel import in_processes, mesh_of, train_in_processes, with_whole_weights
 from tunesmith.stages.training_probe import estimate_by_probe
+from tunesmith.stages.training_watch import general_table, general_warnings, metric_of
 from tunesmith.types import JSON, sha256_hex
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.loop import Result
     from tunesmith.train.passes import Choice
+    from tunesmith.train.validation import Figure
     from tunesmith.train.world import World
 
 
@@ -70,21 +72,25 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
     check(spec, dict(inputs))
     check_contract(inputs.examples, inputs.contract)
     compute = train_process if spec.parallel is None else train_in_processes
-    return compute(spec, base=inputs.base.path, examples=inputs.examples.path, ctx=ctx)
+    return compute(
+        spec, base=inputs.base.path, examples=inputs.examples.path, contract=inputs.contract.path, ctx=ctx
+    )
 
 
 def train_process(
-    spec: TrainSpec, *, base: Path, examples: Path, ctx: Context, world: World | None = None
+    spec: TrainSpec, *, base: Path, examples: Path, contract: Path, ctx: Context, world: World | None = None
 ) -> dict[str, JSON]:
     """Do one process's part of a run, or all of it without a `world`; the first process writes and returns the figures.
 
-    `base` and `examples` are the folders of the artefacts.
+    `base`, `examples` and `contract` are the folders of the artefacts.
     """
+    from tunesmith.model.load import torch_dtype
     from tunesmith.model.lora import count_adapted_layers
-    from tunesmith.train.checkpoint import Identity
+    from tunesmith.train.checkpoint import CheckpointWriter, Identity
     from tunesmith.train.examples import read_examples
     from tunesmith.train.loop import run_training
-    from tunesmith.train.schedule import learning_rate_at
+    from tunesmith.train.memory import peak_bytes
+    from tunesmith.train.scaling import LossScale
     from tunesmith.train.world import World
 
     world = world or World()
@@ -108,44 +114,45 @@ def train_process(
     # How many processes compute is no setting of the arithmetic: a checkpoint says for itself how many wrote it.
     settings = {**spec.model_dump(mode="json", exclude={"parallel"}), "dtype": dtype, "pass": choice.loss_pass.name}
     world.seed_apart_(spec.seed)
-    result = run_training(
-        made.model,
-        made.parameters,
-        train=rows,
-        val=val,
-        loss_pass=choice.loss_pass,
-        plan=plan,
-        optimizer=made.optimizer,
-        publish=made.publish,
-        learning_rate_at=lambda step: learning_rate_at(
-            step,
-            total_steps=plan.total_steps,
-            peak=spec.learning_rate,
-            warmup_ratio=spec.warmup_ratio,
-            schedule=spec.lr_scheduler_type,
-        ),
-        max_grad_norm=spec.max_grad_norm,
-        max_tokens_per_batch=spec.max_tokens_per_batch,
-        share_prefixes=spec.shares_prefixes,
-        eval_every=max(1, round(plan.steps_per_epoch / spec.evals_per_epoch)),
-        patience=spec.early_stopping_patience,
-        work=ctx.work,
-        identity=Identity(data=sha256_hex(data), settings=sha256_hex(json.dumps(settings, sort_keys=True))),
-        log=ctx.log,
-        report=ctx.progress,
-        world=world,
-        other_world="refuse" if spec.parallel is None else spec.parallel.other_world,
-    )
+    eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
+    with CheckpointWriter() as writer:
+        result = run_training(
+            made.model,
+            made.parameters,
+            train=rows,
+            val=val,
+            loss_pass=choice.loss_pass,
+            plan=plan,
+            optimizer=made.optimizer,
+            publish=made.publish,
+            learning_rate_at=_rates(spec, plan.total_steps),
+            max_grad_norm=spec.max_grad_norm,
+            max_tokens_per_batch=spec.max_tokens_per_batch,
+            share_prefixes=spec.shares_prefixes,
+            eval_every=eval_every,
+            general=None if spec.general_watch is None else general_table(base / "model"),
+            task_metric=_task_metric(spec, made, contract, val, eval_every, world),
+            patience=spec.early_stopping_patience,
+            best_by=spec.best_by,
+            loss_scale=LossScale.of(torch_dtype(dtype)),
+            work=ctx.work,
+            identity=Identity(data=sha256_hex(data), settings=sha256_hex(json.dumps(settings, sort_keys=True))),
+            log=ctx.log,
+            report=ctx.progress,
+            checkpoint_writer=writer,
+            world=world,
+            other_world="refuse" if spec.parallel is None else spec.parallel.other_world,
+        )
 
     trained_loss = _proof_loss(choice, val or rows, made)
-    memory = max(world.gathered(_peak_memory_bytes()))
+    memory = max(world.gathered(peak_bytes(ctx.device)))
     whole = with_whole_weights(made, world, lambda: assembled("cpu"))
     if whole is None:
         return {}
     verified = _save(whole, ctx.out / "adapter", base / "model", dtype, val or rows, trained_loss)
     return {
         **arithmetic,
-        **_outcome(result, _write_curves(ctx.work / "metrics.jsonl", ctx.out)),
+        **_outcome(spec, result, _write_curves(ctx.work / "metrics.jsonl", ctx.out)),
         "dtype": dtype,
         "dtype_measured": speeds,
         **_pass_summary(choice),
@@ -157,6 +164,36 @@ def train_process(
         "peak_memory_bytes": memory,
         "verified": verified,
     }
+
+
+def _rates(spec: TrainSpec, total_steps: int) -> Callable[[int], float]:
+    from tunesmith.train.schedule import learning_rate_at
+
+    return lambda step: learning_rate_at(
+        step,
+        total_steps=total_steps,
+        peak=spec.learning_rate,
+        warmup_ratio=spec.warmup_ratio,
+        schedule=spec.lr_scheduler_type,
+    )
+
+
+def _task_metric(
+    spec: TrainSpec, made: Assembled, contract: Path, val: ExampleTable, eval_every: int, world: World
+) -> Figure | None:
+    """Return the task's own metric as a figure of some validations; the first process answers for all."""
+    from tunesmith.chat.contract import load_contract
+    from tunesmith.train.validation import Figure
+
+    if spec.task_metric is None:
+        return None
+    measure = metric_of(spec.task_metric, made.model, load_contract(contract), val)
+    return Figure(
+        name=spec.task_metric.metric,
+        better="higher",
+        every=eval_every * max(1, round(spec.evals_per_epoch / spec.task_metric.evals_per_epoch)),
+        measure=lambda: world.agreed(measure() if world.leads else 0.0),
+    )
 
 
 def _dry_run(whole: Assembled | None, folder: Path) -> None:
@@ -268,20 +305,30 @@ def _arithmetic(rows: ExampleTable, val: ExampleTable, plan: DataOrder) -> dict[
     }
 
 
-def _outcome(result: Result, curve: Mapping[str, JSON]) -> dict[str, JSON]:
+def _outcome(spec: TrainSpec, result: Result, curve: Mapping[str, JSON]) -> dict[str, JSON]:
     counters = result.counters
-    warnings = []
-    if counters.best_loss is not None and counters.first_loss is not None and counters.best_loss >= counters.first_loss:
+    first, kept = (
+        counters.first,
+        counters.best or {name: figure["value"][-1] for name, figure in curve["figures"].items()},
+    )
+    base_loss, best_loss = first.get("val_loss"), counters.best.get("val_loss")
+    warnings = general_warnings(spec.general_watch, first, kept)
+    if best_loss is not None and base_loss is not None and best_loss >= base_loss:
         warnings.append("the validation loss never fell below the base model's")
+    if counters.skipped_steps:
+        warnings.append(f"{counters.skipped_steps} steps changed nothing: their float16 gradients overflowed")
     return {
         "steps_done": result.steps,
         "stopped_early": result.stopped_early,
         "resumed_from_step": result.resumed_from,
         "first_loss": curve["loss"][0] if curve["loss"] else None,
         "last_loss": result.last_loss,
-        "base_val_loss": counters.first_loss,
-        "best_val_loss": counters.best_loss,
-        "best_step": counters.best_step if counters.best_loss is not None else result.steps,
+        "base_val_loss": base_loss,
+        "best_val_loss": best_loss,
+        "best_step": counters.best_step if counters.best else result.steps,
+        "best_by": spec.best_by,
+        "figures": {name: {"base": value, "kept": kept.get(name)} for name, value in first.items()},
+        "skipped_steps": counters.skipped_steps,
         "tokens": counters.tokens,
         "supervised_tokens": counters.supervised_tokens,
         "train_seconds": counters.seconds,
@@ -301,28 +348,25 @@ def _pass_summary(choice: Choice) -> dict[str, JSON]:
     }
 
 
-def _write_curves(metrics: Path, out: Path) -> dict[str, list[JSON]]:
+def _write_curves(metrics: Path, out: Path) -> dict[str, JSON]:
     """Copy `metrics.jsonl` and write `curve.json`: the same as columns, for plots."""
     text = metrics.read_text("utf-8")
     (out / "metrics.jsonl").write_text(text, "utf-8")
     records = [json.loads(line) for line in text.splitlines()]
     steps = [record for record in records if "loss" in record]
-    evals = [record for record in records if "val_loss" in record]
-    curve: dict[str, list[JSON]] = {
+    evals = [record for record in records if "eval_seconds" in record]
+    names = dict.fromkeys(name for record in evals for name in record if name not in ("step", "best", "eval_seconds"))
+    measured = {name: [(record["step"], record[name]) for record in evals if name in record] for name in names}
+    curve: dict[str, JSON] = {
         "step": [record["step"] for record in steps],
         "loss": [record["loss"] for record in steps],
         "learning_rate": [record["learning_rate"] for record in steps],
         "grad_norm": [record["grad_norm"] for record in steps],
         "tokens_per_second": [record["tokens_per_second"] for record in steps],
-        "val_step": [record["step"] for record in evals],
-        "val_loss": [record["val_loss"] for record in evals],
+        "figures": {
+            name: {"step": [step for step, _ in pairs], "value": [value for _, value in pairs]}
+            for name, pairs in measured.items()
+        },
     }
     (out / "curve.json").write_text(json.dumps(curve) + "\n", "utf-8")
     return curve
-
-
-def _peak_memory_bytes() -> int:
-    """Return the largest resident size of this process so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

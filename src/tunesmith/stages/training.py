@@ -19,6 +19,7 @@ from tunesmith.core.spec import Circumstance, Spec
 from tunesmith.errors import ContractError, PlanError
 from tunesmith.stages.training_mix import MixStage, check_mix, data_order
 from tunesmith.stages.training_parallel import ParallelSpec, check_parallel
+from tunesmith.stages.training_watch import GeneralWatch, TaskMetric, check_watches
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +125,19 @@ class Adafactor(Spec):
     """Optimizer: Adafactor."""
 
 
+class AdamW8bit(Spec):
+    """AdamW whose states lie in 8 bits, a quarter of AdamW's memory."""
+
+    kind: Literal["adamw_8bit"]
+    """Optimizer: AdamW with states in 8 bits, by bitsandbytes; needs `tunesmith[qlora]`."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of the mean of gradients."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the mean of squared gradients."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the squared mean."""
+
+
 class Muon(Spec):
     """Muon for matrices, its step scaled to AdamW's, and AdamW for the rest."""
 
@@ -143,7 +157,7 @@ class Sgd(Spec):
 
 
 AdapterSpec = Annotated[Lora | Dora | Full, Field(discriminator="kind")]
-OptimizerSpec = Annotated[AdamW | Adafactor | Muon | Sgd, Field(discriminator="kind")]
+OptimizerSpec = Annotated[AdamW | AdamW8bit | Adafactor | Muon | Sgd, Field(discriminator="kind")]
 
 
 class TrainSpec(Spec):
@@ -169,7 +183,7 @@ class TrainSpec(Spec):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "wsd"] = "cosine"
     """How the learning rate falls after warm-up; `wsd` holds it and falls in the last fifth."""
     optimizer: OptimizerSpec = AdamW(kind="adamw")
-    """How gradients become steps: `{kind: adamw}`, `adafactor`, `muon` or `sgd`."""
+    """How gradients become steps: `{kind: adamw}`, `adamw_8bit`, `adafactor`, `muon` or `sgd`."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of the trained matrices; norms and biases never decay."""
     max_grad_norm: float | None = Field(1.0, gt=0)
@@ -179,13 +193,20 @@ class TrainSpec(Spec):
     `{kind: full}`."""
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """NEFTune: noise on the embeddings while training, 5 is usual. Prefixes are not shared under it."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Number format of weights and activations. `auto` measures both and takes the faster; what the optimizer changes
-    is always float32."""
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    """Number format of weights and activations. `auto` measures bfloat16 and float32 and takes the faster; float16
+    scales its loss, and is for GPUs without bfloat16. What the optimizer changes is always float32."""
     evals_per_epoch: float = Field(2.0, gt=0)
     """Validations in each epoch, besides one before the first step and one after the last."""
     early_stopping_patience: int | None = Field(None, ge=1)
-    """Stop after this many validations without a lower loss; `null` never stops early. The best weights are kept."""
+    """Stop after this many measurements of what decides without a better one; `null` never stops early. The best
+    weights are kept."""
+    metric_for_best_model: Literal["val_loss", "task_metric"] = "val_loss"
+    """What decides which weights are kept and when patience is out: the validation loss, or the task's own metric."""
+    task_metric: TaskMetric | None = None
+    """Answer validation rows while training and score them, such as `{metric: exact_match}`; `null` does not."""
+    general_watch: GeneralWatch | None = None
+    """Measure the loss on general text at each validation, and warn where it rises: `{}`; `null` does not."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward: about a third slower, a fraction of the memory, the same result."""
     seed: int = Field(0, ge=0)
@@ -203,6 +224,13 @@ class TrainSpec(Spec):
     def dropout(self) -> float:
         """Dropout before the adapter; a model that is trained whole has none."""
         return 0.0 if isinstance(self.adapter, Full) else self.adapter.dropout
+
+    @property
+    def best_by(self) -> str:
+        """Name of the figure that decides which weights are kept."""
+        if self.metric_for_best_model == "val_loss" or self.task_metric is None:
+            return "val_loss"
+        return self.task_metric.metric
 
     @property
     def quantisation(self) -> Quantisation | None:
@@ -224,7 +252,7 @@ def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     """Refuse what is known to fail, and warn of settings that rarely do well."""
     warnings = []
     low, high = USUAL_LEARNING_RATES[spec.adapter.kind]
-    if spec.optimizer.kind == "adamw" and not low <= spec.learning_rate <= high:
+    if spec.optimizer.kind in ("adamw", "adamw_8bit") and not low <= spec.learning_rate <= high:
         warnings.append(
             f"learning_rate {spec.learning_rate:g} lies outside {low:g} to {high:g}, "
             f"where {spec.adapter.kind} training usually does best"
@@ -234,11 +262,17 @@ def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     if spec.num_train_epochs > MANY_EPOCHS:
         warnings.append(f"{spec.num_train_epochs:g} epochs: models usually memorise the rows after about 3")
     if not isinstance(spec.adapter, Full) and spec.adapter.quantization is not None:
-        _check_kernels()
+        _check_kernels("a quantised base", where="train.adapter.quantization")
+    if spec.optimizer.kind == "adamw_8bit":
+        _check_kernels("an optimizer in 8 bits", where="train.optimizer")
+    if spec.dtype == "float16":
+        warnings.append(
+            "float16 overflows where bfloat16 does not, and a CPU emulates it: take it for GPUs without bfloat16"
+        )
     warnings += check_parallel(spec)
     examples, base, contract = inputs.get("examples"), inputs.get("base"), inputs.get("contract")
     if examples is not None:
-        warnings += _check_examples(spec, examples, base)
+        warnings += _check_examples(spec, examples, base, contract)
         warnings += check_mix(
             spec.mix,
             examples.path,
@@ -253,19 +287,19 @@ def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     return warnings
 
 
-def _check_kernels() -> None:
-    """Raise `PlanError` where a quantised base is asked for and its kernels are not installed."""
+def _check_kernels(what: str, *, where: str) -> None:
+    """Raise `PlanError` where something in few bits is asked for and its kernels are not installed."""
     from importlib.util import find_spec
 
     if find_spec("bitsandbytes") is None:
         raise PlanError(
-            "a quantised base needs bitsandbytes, which is not installed",
-            where="train.adapter.quantization",
+            f"{what} needs bitsandbytes, which is not installed",
+            where=where,
             hint="pip install 'tunesmith[qlora]'",
         )
 
 
-def _check_examples(spec: TrainSpec, examples: Artifact, base: Artifact | None) -> list[str]:
+def _check_examples(spec: TrainSpec, examples: Artifact, base: Artifact | None, contract: Artifact | None) -> list[str]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -275,6 +309,7 @@ def _check_examples(spec: TrainSpec, examples: Artifact, base: Artifact | None) 
     num_val = pq.read_metadata(examples.path / "val.parquet").num_rows
     if num_rows == 0:
         raise PlanError("there are no training examples", where=str(examples.path / "train.parquet"))
+    check_watches(spec.task_metric, best_by=spec.metric_for_best_model, contract=contract, num_val=num_val)
     if num_val == 0 and spec.early_stopping_patience is not None:
         raise PlanError(
             "early stopping needs validation rows, and there are none",
@@ -413,6 +448,8 @@ def _optimizer(spec: TrainSpec, groups: list[dict[str, object]]) -> torch.optim.
     match chosen:
         case AdamW():
             return optim.adamw(groups, beta1=chosen.beta1, beta2=chosen.beta2, epsilon=chosen.epsilon)
+        case AdamW8bit():
+            return optim.adamw_8bit(groups, beta1=chosen.beta1, beta2=chosen.beta2, epsilon=chosen.epsilon)
         case Adafactor():
             return optim.adafactor(groups)
         case Muon():

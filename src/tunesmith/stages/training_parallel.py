@@ -68,7 +68,7 @@ def check_parallel(spec: TrainSpec) -> list[str]:
     parallel = spec.parallel
     if parallel is None:
         return []
-    if isinstance(parallel, Sharded) and spec.optimizer.kind in ("muon", "adafactor"):
+    if isinstance(parallel, Sharded) and spec.optimizer.kind in ("muon", "adafactor", "adamw_8bit"):
         raise PlanError(
             f"{spec.optimizer.kind} needs whole matrices, and a sharded run has slices of them",
             where="train.optimizer",
@@ -81,6 +81,12 @@ def check_parallel(spec: TrainSpec) -> list[str]:
             where="train.parallel",
             expected="{kind: replicated} with train.adapter.quantization",
             hint="set train.parallel.kind to replicated, or leave the base as it is",
+        )
+    if isinstance(parallel, Sharded) and spec.task_metric is not None:
+        raise PlanError(
+            "a model in slices cannot answer while it trains",
+            where="train.task_metric",
+            hint="leave the key out, or set train.parallel.kind to replicated",
         )
     if parallel.processes > spec.batch_size:
         return [
@@ -139,7 +145,7 @@ def with_whole_weights(made: Assembled, world: World, assembled: Callable[[], As
     return copy
 
 
-def train_in_processes(spec: TrainSpec, *, base: Path, examples: Path, ctx: Context) -> Summary:
+def train_in_processes(spec: TrainSpec, *, base: Path, examples: Path, contract: Path, ctx: Context) -> Summary:
     """Run the stage in the processes that the recipe asks for, and return what the first of them returned."""
     from tunesmith.train.launch import launch
     from tunesmith.train.messages import Mailbox
@@ -152,6 +158,7 @@ def train_in_processes(spec: TrainSpec, *, base: Path, examples: Path, ctx: Cont
         "spec": spec.model_dump(mode="json"),
         "base": str(base),
         "examples": str(examples),
+        "contract": str(contract),
         "out": str(ctx.out),
         "work": str(ctx.work),
         "device": ctx.device,

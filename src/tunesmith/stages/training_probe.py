@@ -62,6 +62,7 @@ def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict
     from tunesmith.stages.train import choose_dtype
     from tunesmith.train.batches import flatten, micro_batches
     from tunesmith.train.examples import read_examples
+    from tunesmith.train.memory import peak_bytes
     from tunesmith.train.passes import choose_pass
 
     started = time.perf_counter()
@@ -104,7 +105,9 @@ def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict
             choice.loss_pass.loss(val_batches[0], denominator=1.0)
         eval_seconds = (time.perf_counter() - begin) / _size(val_batches[0]) * sum(map(_size, val_batches))
     begin = time.perf_counter()
-    reloaded = load_model(base / "model", dtype=dtype)  # As the check after the save does, beside the trained model.
+    reloaded = load_model(
+        base / "model", dtype=dtype, quantisation=spec.quantisation
+    )  # As the check after the save does, beside the trained model.
     verify_seconds = 2 * (time.perf_counter() - begin)
     del reloaded
 
@@ -113,7 +116,7 @@ def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict
     train_seconds = train_rows * per_row
     return {
         "seconds": startup + train_seconds + evals * eval_seconds + verify_seconds,
-        "memory_bytes": _peak_bytes(device),
+        "memory_bytes": peak_bytes(device),
         "passes": len(batches),
         "longest_rows": _size(batches[-1]),
         "pass": choice.loss_pass.name,
@@ -133,16 +136,6 @@ def _train_on(batch: FlatBatch, made: Assembled, loss_pass: LossPass) -> None:
     made.optimizer.step()
     made.publish()
     loss_pass.refresh_()
-
-
-def _peak_bytes(device: str) -> int:
-    if device != "cpu":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated())
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

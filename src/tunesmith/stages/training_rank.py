@@ -64,7 +64,12 @@ def take_part(request: dict[str, JSON], folder: Path, place: Place) -> None:
             device=device,
         )
         summary = train_process(
-            spec, base=Path(request["base"]), examples=Path(request["examples"]), ctx=context, world=world
+            spec,
+            base=Path(request["base"]),
+            examples=Path(request["examples"]),
+            contract=Path(request["contract"]),
+            ctx=context,
+            world=world,
         )
         if world.leads:
             partial = folder / f"{RESULT}.partial"

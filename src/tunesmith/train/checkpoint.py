@@ -18,16 +18,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import TracebackType
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from tunesmith.errors import StoreError, TrainingError
 from tunesmith.train import shards
+from tunesmith.train.scaling import LossScale
 from tunesmith.train.world import World, own_part
 from tunesmith.types import JSON
 
@@ -36,7 +39,9 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 BEST_PREFIX = "best."
 OPTIMIZER_PREFIX = "optimizer."
 ALONE = World()
+UNSCALED = LossScale()
 
+Tensors = dict[str, torch.Tensor]
 OtherWorld = Literal["refuse", "reshard"]
 """What to do with a checkpoint that another number of processes wrote."""
 
@@ -51,16 +56,21 @@ class Counters:
     supervised_tokens: int = 0
     seconds: float = 0.0
     best_step: int = 0
-    best_loss: float | None = None
-    """Lowest validation loss after at least one step."""
-    first_loss: float | None = None
-    """Validation loss before any step."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """What was measured at the best step: the validation loss and other figures, by name."""
+    first: Mapping[str, float] = field(default_factory=dict)
+    """The same before any step."""
     evals_since_best: int = 0
+    """Measurements of the deciding figure since then."""
     recent_losses: tuple[float, ...] = ()
     """Training losses that the divergence watch looks at."""
     early_losses: tuple[float, ...] = ()
     last_evaluated: int = -1
     """Step after which validation last ran."""
+    loss_scale: LossScale = UNSCALED
+    """What the loss of the next step is multiplied by."""
+    skipped_steps: int = 0
+    """Steps that changed nothing, because their float16 gradients overflowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +83,36 @@ class Identity:
     """Digest of everything that decides the arithmetic: hyper-parameters, dtype, pass, number of threads."""
 
 
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own while training goes on, one at a time. Use it as a context manager.
+
+    An error of the thread is raised by the next `start` or `wait`; leaving the context waits for what is being written.
+    """
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tunesmith-checkpoint")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._threads.shutdown(wait=True)
+        if error is None:
+            self.wait()
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Wait for the checkpoint before, then begin to write this one."""
+        self.wait()
+        self._pending = self._threads.submit(write)
+
+    def wait(self) -> None:
+        """Wait until nothing is being written. Raises what the thread raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
 def save_checkpoint(
     folder: Path,
     *,
@@ -83,53 +123,70 @@ def save_checkpoint(
     identity: Identity,
     world: World = ALONE,
     keep: int = 2,
+    writer: CheckpointWriter | None = None,
 ) -> Path:
     """Write a checkpoint and remove all but the `keep` newest. Raises `StoreError` when the disk refuses.
 
-    `best` holds this process's part of each parameter.
+    `best` holds this process's part of each parameter. With a `writer` everything is copied before this returns, and
+    written after; slices of a sharded model are written at once, because every process takes part.
     """
+    later = writer if world.layout != "sharded" else None
     final = folder / f"checkpoint-{counters.step:08d}"
     partial = folder / f".partial-{counters.step:08d}"
-    try:
-        if world.leads:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+    slots, plain = _optimizer_state(optimizer, parameters)
+    random = world.gathered([base64.b64encode(part.numpy().tobytes()).decode() for part in _random_states()])
+    state: dict[str, JSON] = {
+        "counters": asdict(counters),
+        "identity": asdict(identity),
+        "world": {"layout": world.layout, "size": world.size},
+        "optimizer": plain,
+        "optimizer_tensors": sorted(slots),
+        "random": random,
+    }
+    files = _copies(parameters, best, slots) if world.layout != "sharded" and world.leads else {}
+
+    def write() -> None:
+        try:
+            if world.leads:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            if world.layout == "sharded":
+                world.wait()
+                _write_sharded(partial, parameters, best, slots)
+            for name, tensors in files.items():
+                save_file(tensors, partial / name)
+            if world.leads:
+                (partial / STATE).write_text(json.dumps(state) + "\n", "utf-8")
+                _commit(partial, final, keep=keep)
+        except OSError as error:
+            raise StoreError(
+                "cannot write a checkpoint",
+                where=str(final),
+                found=error.strerror or str(error),
+                hint="free disk space",
+            ) from error
+
+    if later is not None:
+        later.start(write)
+    else:
+        write()
         world.wait()
-        slots, plain = _optimizer_state(optimizer, parameters)
-        if world.layout == "sharded":
-            _write_sharded(partial, parameters, best, slots)
-        elif world.leads:
-            _write_whole(partial, parameters, best, slots)
-        random = world.gathered([base64.b64encode(part.numpy().tobytes()).decode() for part in _random_states()])
-        if world.leads:
-            state: dict[str, JSON] = {
-                "counters": asdict(counters),
-                "identity": asdict(identity),
-                "world": {"layout": world.layout, "size": world.size},
-                "optimizer": plain,
-                "optimizer_tensors": sorted(slots),
-                "random": random,
-            }
-            (partial / STATE).write_text(json.dumps(state) + "\n", "utf-8")
-            _commit(partial, final, keep=keep)
-        world.wait()
-    except OSError as error:
-        raise StoreError(
-            "cannot write a checkpoint", where=str(final), found=error.strerror or str(error), hint="free disk space"
-        ) from error
     return final
 
 
-def _write_whole(
-    folder: Path,
+def _copies(
     parameters: Mapping[str, torch.nn.Parameter],
     best: Mapping[str, torch.Tensor],
     slots: Mapping[str, torch.Tensor],
-) -> None:
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters.items()}
-    weights |= {BEST_PREFIX + name: tensor for name, tensor in best.items()}
-    save_file(weights, folder / WEIGHTS)
-    save_file({key: value.detach().cpu().contiguous().clone() for key, value in slots.items()}, folder / OPTIMIZER)
+) -> dict[str, Tensors]:
+    """Return the files of a checkpoint that is not sharded, as copies that training will not change."""
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to("cpu", copy=True).contiguous()
+
+    weights = {name: copy(parameter) for name, parameter in parameters.items()}
+    weights |= {BEST_PREFIX + name: tensor for name, tensor in best.items()}  # Replaced, never changed.
+    return {WEIGHTS: weights, OPTIMIZER: {key: copy(value) for key, value in slots.items()}}
 
 
 def _write_sharded(
@@ -220,6 +277,7 @@ def load_checkpoint(
     fields = dict(state["counters"])
     for name in ("recent_losses", "early_losses"):
         fields[name] = tuple(fields[name])
+    fields["loss_scale"] = LossScale(**fields["loss_scale"])
     return Counters(**fields), best
 
 
@@ -253,9 +311,6 @@ def _incomplete(path: Path, missing: str) -> TrainingError:
         found=f"no {missing}",
         hint="remove the folder to start anew",
     )
-
-
-Tensors = dict[str, torch.Tensor]
 
 
 def _read_whole(
@@ -307,13 +362,19 @@ def _optimizer_state(
     slots: dict[str, torch.Tensor] = {}
     plain: dict[str, JSON] = {}
     for index, state in optimizer.state_dict()["state"].items():
-        for slot, value in state.items():
+        for slot, value in _unwrapped(state):
             key = f"{order[index]}/{slot}"
             if isinstance(value, torch.Tensor):
                 slots[key] = value
             else:
                 plain[key] = value
     return slots, plain
+
+
+def _unwrapped(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield a parameter's slots; bitsandbytes puts its 8-bit ones into a mapping, and takes them back without it."""
+    for slot, value in state.items():
+        yield from value.items() if isinstance(value, Mapping) else [(slot, value)]
 
 
 def _restore_optimizer(

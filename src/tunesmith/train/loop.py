@@ -10,6 +10,7 @@ examples, the optimizer and the schedule, and mutates the parameters it is given
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ import torch
 
 from tunesmith.train.batches import DataOrder, FlatBatch, divide, flatten, idle_batch, micro_batches
 from tunesmith.train.checkpoint import (
+    CheckpointWriter,
     Counters,
     Identity,
     OtherWorld,
@@ -29,14 +31,19 @@ from tunesmith.train.checkpoint import (
 )
 from tunesmith.train.examples import ExampleTable
 from tunesmith.train.guards import WINDOW, check_divergence, check_learned, check_step, fingerprint_of
+from tunesmith.train.memory import peak_bytes
 from tunesmith.train.passes import LossPass
+from tunesmith.train.scaling import LossScale
+from tunesmith.train.validation import Figure, judged, measure_due
 from tunesmith.train.world import World, own_part, whole
 from tunesmith.types import JSON, Log
 
 CHECKPOINT_SECONDS = 60.0
 """At most this much work is lost to a crash, besides what a validation and its checkpoint cost."""
 
-ALONE = World()
+VAL_LOSS, GENERAL_LOSS = "val_loss", "general_loss"
+
+ALONE, UNSCALED = World(), LossScale()
 
 
 class Report(Protocol):
@@ -73,7 +80,11 @@ def run_training(
     max_tokens_per_batch: int,
     share_prefixes: bool,
     eval_every: int,
+    general: ExampleTable | None = None,
+    task_metric: Figure | None = None,
     patience: int | None,
+    best_by: str = VAL_LOSS,
+    loss_scale: LossScale = UNSCALED,
     work: Path,
     identity: Identity,
     log: Log,
@@ -81,12 +92,17 @@ def run_training(
     world: World = ALONE,
     other_world: OtherWorld = "refuse",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_writer: CheckpointWriter | None = None,
 ) -> Result:
     """Train `parameters` of `model` in place and leave the best weights in it: lowest validation loss, else the last.
 
     `parameters` are what the optimizer changes; `publish()` carries them into the model where it holds rounded copies.
-    Validation runs before the first step, every `eval_every` steps and after the last. `patience` is the number of
-    validations without improvement after which the run stops; `None` never stops early.
+    Validation runs before the first step, every `eval_every` steps and after the last: the loss of `val`, and of
+    `general`, which shows what the run costs. `task_metric` is measured at steps of its own. `best_by` names the figure
+    that decides which weights are kept; `patience` is how many measurements of it without improvement stop the run,
+    `None` never stops early.
+    `loss_scale` is what a float16 run begins with; a step whose gradients overflow changes nothing and is counted.
+    Checkpoints are written by `checkpoint_writer` while training goes on, or at once where there is none.
     Every process of `world` calls this with the same arguments and takes its share of each step; the first one writes
     and reports.
     Metrics go line by line to `work/metrics.jsonl`. A run that was interrupted continues from the newest checkpoint in
@@ -108,13 +124,25 @@ def run_training(
             own += [idle_batch(table, device=device)] * (max(map(len, groups)) - len(own))
         return own
 
-    val_batches = passes_of(val, range(len(val))) if len(val) else []
+    def loss_figure(name: str, table: ExampleTable) -> Figure:
+        """Return the mean loss over the supervised tokens of a table as a figure of every validation."""
+        batches, weight = passes_of(table, range(len(table))), table.weight_of(range(len(table)))
+        return Figure(
+            name=name,
+            better="lower",
+            every=eval_every,
+            measure=lambda: evaluate_loss(model, loss_pass, batches, denominator=weight, world=world),
+        )
+
+    held_out = {VAL_LOSS: val, GENERAL_LOSS: general}
+    figures = [loss_figure(name, table) for name, table in held_out.items() if table is not None and len(table)]
+    figures += [task_metric] if task_metric is not None else []
+    deciding = next((figure for figure in figures if figure.name == best_by), None)
     num_supervised_each = train.num_supervised_each
-    val_weight = val.weight_of(range(len(val)))
 
     # -- begin, or continue ------------------------------------------------------------------------------------------
     initial = {name: fingerprint_of(parameter) for name, parameter in parameters.items()}
-    counters = Counters()
+    counters = Counters(loss_scale=loss_scale)
     best: dict[str, torch.Tensor] = {}
     newest = latest_checkpoint(work)
     if newest is not None:
@@ -133,22 +161,16 @@ def run_training(
     loss_pass.refresh_()
 
     def validate(counters: Counters) -> Counters:
-        """Record the validation loss after `counters.step` steps, and the weights where it is the lowest so far."""
-        if not len(val) or counters.last_evaluated == counters.step:
-            return counters
+        """Record the figures that are due after `counters.step` steps, and the weights where these are the best."""
         begin = time.perf_counter()
-        loss = evaluate_loss(model, loss_pass, val_batches, denominator=val_weight, world=world)
-        improved = counters.step > 0 and (counters.best_loss is None or loss < counters.best_loss)
-        counters = replace(counters, last_evaluated=counters.step)
-        if counters.step == 0:
-            counters = replace(counters, first_loss=loss)
-        elif improved:
+        measured = measure_due(figures, counters, last_step=plan.total_steps)
+        if not measured:
+            return counters
+        counters, improved = judged(counters, measured, by=deciding)
+        if improved:
             best.update({name: own_part(parameter.detach()).cpu().clone() for name, parameter in parameters.items()})
-            counters = replace(counters, best_loss=loss, best_step=counters.step, evals_since_best=0)
-        else:
-            counters = replace(counters, evals_since_best=counters.evals_since_best + 1)
         metrics.write(
-            {"step": counters.step, "val_loss": loss, "best": improved, "eval_seconds": time.perf_counter() - begin}
+            {"step": counters.step, **measured, "best": improved, "eval_seconds": time.perf_counter() - begin}
         )
         return counters
 
@@ -161,11 +183,14 @@ def run_training(
             counters=counters,
             identity=identity,
             world=world,
+            writer=checkpoint_writer,
         )
 
     counters = validate(counters)
     if newest is None:
         save(counters)  # A disk or a permission that fails, fails before the work, not after.
+        if checkpoint_writer is not None:
+            checkpoint_writer.wait()
     last_save = time.monotonic()
     last_loss = counters.recent_losses[-1] if counters.recent_losses else float("nan")
     out_of_patience = patience is not None and counters.evals_since_best >= patience
@@ -182,38 +207,44 @@ def run_training(
 
         # One denominator for the step: the mean over its supervised tokens, in however many passes and processes.
         denominator = train.weight_of(examples)
+        scale = counters.loss_scale
         optimizer.zero_grad(set_to_none=True)
         batches = passes_of(train, examples)
         own_loss = 0.0
         for batch in batches:
-            part = loss_pass.loss(batch, denominator=denominator)
+            part = loss_pass.loss(batch, denominator=denominator / scale.value)
             part.backward()  # type: ignore[no-untyped-call]
-            own_loss += float(part.detach())
+            own_loss += float(part.detach()) / scale.value
         world.sum_gradients_(parameters.values())
+        scale.unscale_(parameters.values())
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
         loss, computed_tokens, num_passes = world.totals(
             own_loss, sum(batch.num_rows for batch in batches), sum(1 for batch in batches if batch.num_tokens)
         )
-        row_ids = [train.row_ids[index] for index in examples]
-        check_step(step, loss=loss, grad_norm=grad_norm, row_ids=row_ids)
-        optimizer.step()
-        publish()
-        loss_pass.refresh_()
+        overflowed = scale.dynamic and not math.isfinite(grad_norm)
+        if not overflowed:
+            row_ids = [train.row_ids[index] for index in examples]
+            check_step(step, loss=loss, grad_norm=grad_norm, row_ids=row_ids)
+            optimizer.step()
+            publish()
+            loss_pass.refresh_()
 
         # -- account -------------------------------------------------------------------------------------------------
         seconds = time.perf_counter() - begin
         tokens = sum(train.length(index) for index in examples)
         supervised = sum(int(num_supervised_each[index]) for index in examples)
-        early = counters.early_losses if len(counters.early_losses) == WINDOW else (*counters.early_losses, loss)
+        watched = () if overflowed else (loss,)
         counters = replace(
             counters,
             step=step + 1,
             tokens=counters.tokens + tokens,
             supervised_tokens=counters.supervised_tokens + supervised,
             seconds=counters.seconds + seconds,
-            early_losses=early,
-            recent_losses=(*counters.recent_losses, loss)[-WINDOW:],
+            early_losses=(*counters.early_losses, *watched)[:WINDOW],
+            recent_losses=(*counters.recent_losses, *watched)[-WINDOW:],
+            loss_scale=scale.after(finite=not overflowed),
+            skipped_steps=counters.skipped_steps + overflowed,
         )
         last_loss = loss
         metrics.write(
@@ -222,36 +253,42 @@ def run_training(
                 "epoch": counters.step / plan.steps_per_epoch,
                 "loss": loss,
                 "learning_rate": learning_rate,
-                "grad_norm": grad_norm,
+                "grad_norm": None if overflowed else grad_norm,
+                **({"loss_scale": scale.value} if scale.dynamic else {}),
                 "tokens": tokens,
                 "supervised_tokens": supervised,
                 "computed_tokens": int(computed_tokens),
                 "passes": int(num_passes),
                 "seconds": seconds,
                 "tokens_per_second": tokens / seconds,
+                "supervised_per_second": supervised / seconds,
+                "peak_memory_bytes": peak_bytes(device),
             }
         )
         check_divergence(step, early=counters.early_losses, recent=counters.recent_losses)
-        pace = counters.seconds / counters.step
         report(
             counters.step,
             plan.total_steps,
-            f"loss {loss:.3f}, {counters.tokens / counters.seconds:,.0f} tokens/s",
             loss=loss,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
             tokens_per_second=counters.tokens / counters.seconds,
-            seconds_left=pace * (plan.total_steps - counters.step),
+            supervised_per_second=counters.supervised_tokens / counters.seconds,
+            peak_memory_bytes=peak_bytes(device),
+            seconds_left=counters.seconds / counters.step * (plan.total_steps - counters.step),
         )
 
         # -- validate, stop, save ------------------------------------------------------------------------------------
-        is_last = counters.step == plan.total_steps
-        evaluated = counters.step % eval_every == 0 or is_last
-        if evaluated:
-            counters = validate(counters)
-            out_of_patience = patience is not None and counters.evals_since_best >= patience
-        if world.agreed(evaluated or time.monotonic() - last_save >= checkpoint_seconds):
+        counters = validate(counters)
+        out_of_patience = patience is not None and counters.evals_since_best >= patience
+        evaluated = counters.last_evaluated == counters.step
+        is_due = evaluated or counters.step == plan.total_steps or time.monotonic() - last_save >= checkpoint_seconds
+        if world.agreed(is_due):
             save(counters)
             last_save = time.monotonic()
 
+    if checkpoint_writer is not None:
+        checkpoint_writer.wait()
     check_learned(parameters, initial)
 
     # -- keep the best -----------------------------------------------------------------------------------------------
@@ -317,4 +354,4 @@ class _Metrics:
             return
         with self.path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(record) + "\n")
-        self.log("train_eval" if "val_loss" in record else "train_step", record)
+        self.log("train_eval" if "eval_seconds" in record else "train_step", record)

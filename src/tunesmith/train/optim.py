@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tunesmith.model.quantised import kernels
+
 Group = dict[str, Any]
 
 
@@ -39,6 +41,20 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov and Hutter 2019), one fused kernel a step."""
     return torch.optim.AdamW(list(groups), lr=0.0, betas=(beta1, beta2), eps=epsilon, fused=True)
+
+
+def adamw_8bit(
+    groups: Sequence[Group], *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
+) -> torch.optim.Optimizer:
+    """Return AdamW with states in 8 bits, in blocks of 256 (Dettmers et al. 2022); small tensors keep 32.
+
+    Raises `PlanError` where bitsandbytes is not installed.
+    """
+    kernels()
+    from bitsandbytes.optim import AdamW8bit
+
+    made: torch.optim.Optimizer = AdamW8bit(list(groups), lr=0.0, betas=(beta1, beta2), eps=epsilon)
+    return made
 
 
 def adafactor(groups: Sequence[Group]) -> torch.optim.Optimizer:

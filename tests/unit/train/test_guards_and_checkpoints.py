@@ -1,18 +1,34 @@
 import json
 import os
 import shutil
+import threading
 
 import pytest
 import torch
 
 from tunesmith.errors import StoreError, TrainingError
 from tunesmith.train import checkpoint as checkpoint_module
-from tunesmith.train.checkpoint import Counters, Identity, latest_checkpoint, load_checkpoint, save_checkpoint
+from tunesmith.train.checkpoint import (
+    CheckpointWriter,
+    Counters,
+    Identity,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from tunesmith.train.guards import check_divergence, check_learned, check_step, fingerprint_of
 from tunesmith.train.optim import adamw, parameter_groups
+from tunesmith.train.scaling import LossScale
 from tunesmith.train.world import World
 
 IDENTITY = Identity(data="d", settings="s")
+COUNTERS = Counters(
+    step=3,
+    recent_losses=(1.0, 2.0),
+    best={"val_loss": 1.5, "exact_match": 0.25},
+    first={"val_loss": 2.5},
+    loss_scale=LossScale(value=1024.0, dynamic=True, clean_steps=7),
+)
 
 
 def small_run(steps, *, seed=0):
@@ -40,7 +56,7 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit_random_numbers_included(tmp_pat
         parameters=parameters,
         best={"a": torch.ones(3, 2)},
         optimizer=optimizer,
-        counters=Counters(step=3, recent_losses=(1.0, 2.0)),
+        counters=COUNTERS,
         identity=IDENTITY,
     )
     train(parameters, optimizer, 4)
@@ -49,7 +65,7 @@ def test_a_loaded_checkpoint_goes_on_bit_for_bit_random_numbers_included(tmp_pat
         latest_checkpoint(tmp_path), parameters=others, optimizer=other_optimizer, identity=IDENTITY
     )
     train(others, other_optimizer, 4)
-    assert counters == Counters(step=3, recent_losses=(1.0, 2.0))
+    assert counters == COUNTERS
     assert torch.equal(best["a"], torch.ones(3, 2))
     for name, parameter in parameters.items():
         assert torch.equal(parameter, others[name])
@@ -111,6 +127,66 @@ def test_a_checkpoint_is_divided_anew_where_the_recipe_says_so(tmp_path):
     )
     for name, parameter in parameters.items():
         assert torch.equal(parameter, others[name])
+
+
+def test_what_is_written_while_training_goes_on_is_what_was_there_when_it_began(tmp_path):
+    parameters, optimizer = small_run(3)
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    go_on = threading.Event()
+    with CheckpointWriter() as writer:
+        writer.start(go_on.wait)
+        others = {"parameters": parameters, "best": {}, "optimizer": optimizer, "identity": IDENTITY, "writer": writer}
+        release = threading.Timer(0.2, go_on.set)
+        release.start()  # The first write is joined before the next begins.
+        save_checkpoint(tmp_path, counters=Counters(step=3), **others)
+        train(parameters, optimizer, 4)
+        writer.wait()
+    held, other_optimizer = small_run(0, seed=9)
+    load_checkpoint(latest_checkpoint(tmp_path), parameters=held, optimizer=other_optimizer, identity=IDENTITY)
+    for name, parameter in held.items():
+        assert torch.equal(parameter, before[name])
+    train(held, other_optimizer, 4)
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter, held[name])
+
+
+def test_an_error_of_the_writer_is_raised_by_the_next_checkpoint_and_at_the_end(tmp_path, monkeypatch):
+    parameters, optimizer = small_run(1)
+    keep = {"parameters": parameters, "best": {}, "optimizer": optimizer, "identity": IDENTITY}
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "_sync", no_space)
+
+    def write(*steps):
+        with CheckpointWriter() as writer:
+            for step in steps:
+                save_checkpoint(tmp_path, counters=Counters(step=step), writer=writer, **keep)
+                started.append(step)
+
+    started = []
+    with pytest.raises(StoreError, match="cannot write a checkpoint"):
+        write(1, 2)
+    assert started == [1]
+    with pytest.raises(StoreError, match="cannot write a checkpoint"):
+        write(3)
+    assert started == [1, 3]
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_leaving_the_writer_waits_and_keeps_the_error_that_was_on_its_way(tmp_path):
+    parameters, optimizer = small_run(1)
+    keep = {"parameters": parameters, "best": {}, "optimizer": optimizer, "identity": IDENTITY}
+
+    def interrupted():
+        with CheckpointWriter() as writer:
+            save_checkpoint(tmp_path, counters=Counters(step=1), writer=writer, **keep)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert latest_checkpoint(tmp_path).name == "checkpoint-00000001"
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):

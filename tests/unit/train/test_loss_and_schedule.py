@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import get_scheduler, get_wsd_schedule
 
 from tunesmith.train import loss as loss_module
 from tunesmith.train.loss import chunked_cross_entropy, logits_cross_entropy
@@ -45,6 +45,18 @@ def test_schedules_are_those_of_transformers(name, warmup_ratio):
     for step in range(total):
         ours = learning_rate_at(step, total_steps=total, peak=peak, warmup_ratio=warmup_ratio, schedule=name)
         assert ours == pytest.approx(outside.get_last_lr()[0], rel=1e-9, abs=1e-15)
+        optimizer.step()
+        outside.step()
+
+
+def test_wsd_is_that_of_transformers_with_a_linear_decay_in_its_last_fifth():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    outside = get_wsd_schedule(
+        optimizer, num_warmup_steps=10, num_decay_steps=18, num_training_steps=100, decay_type="linear"
+    )
+    for step in range(100):
+        ours = learning_rate_at(step, total_steps=100, peak=1.0, warmup_ratio=0.1, schedule="wsd")
+        assert ours == pytest.approx(outside.get_last_lr()[0], rel=1e-9, abs=1e-12)
         optimizer.step()
         outside.step()
 
