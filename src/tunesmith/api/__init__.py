@@ -175,18 +175,26 @@ def run(
     workers: int | None = None,
     engine: str | None = None,
     argv: Sequence[str] = (),
+    trackers: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> RunView:
     """Run what is not cached and return the run. Raises `TunesmithError` for what a user can act on.
 
-    `engine` is `local`, `ray` or `ray://HOST:PORT`, and wins over the recipe's.
+    `engine` is `local`, `ray` or `ray://HOST:PORT`, and wins over the recipe's. `trackers` are names of experiment
+    trackers that follow each training: tensorboard, mlflow, wandb, trackio.
     """
+    from tunesmith.api.tracking import TrackingListener
+
     place = open_store(store)
     loaded = open_recipe(recipe, overrides=overrides)
     chosen = chosen_engine(loaded, engine)
     made = make_plan(loaded, place, until=until, only=only)
     machine = this_machine(device, workers=workers, engine=chosen, argv=tuple(argv))
-    record = execute(made, place, listener=listener or Silent(), machine=machine)
+    settings = {planned.name: planned.settings for planned in made.stages}
+    with TrackingListener(
+        listener or Silent(), trackers, run=made.recipe.name, settings=settings, folder=place.root / "tracking"
+    ) as followed:
+        record = execute(made, place, listener=followed, machine=machine)
     return view_run(place, record)
 
 

@@ -108,7 +108,8 @@ STORE = Always(why="results live in the store, under their fingerprint")
 CHECKPOINTS = Always(why="checkpoints are written by time and at each validation, and are complete")
 NO_PADDING = Always(why="batches have no padding, and documents never see each other")
 TRACKING = Lost(
-    why="no experiment tracker is called; metrics.jsonl holds every figure", harmless=(None, "none", [], ["none"], "")
+    why="say it when it runs: tunesmith run --track NAME; metrics.jsonl holds every figure too",
+    harmless=(None, "none", [], ["none"], ""),
 )
 
 TRAINING_ARGUMENTS: dict[str, Rule] = {

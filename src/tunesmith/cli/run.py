@@ -23,6 +23,12 @@ def register(app: typer.Typer) -> None:
         engine: EngineOption = None,
         device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu or cuda.")] = "auto",
         workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores by default.")] = None,
+        track: Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="TRACKER", help="Follow training in tensorboard, mlflow, wandb or trackio. May be repeated."
+            ),
+        ] = None,
     ) -> None:
         """Run a recipe: only what changed, resumed where it stopped."""
 
@@ -43,6 +49,7 @@ def register(app: typer.Typer) -> None:
                 workers=workers,
                 engine=engine,
                 argv=["tunesmith", *sys.argv[1:]],
+                trackers=track or (),
                 listener=listener,
             )
         print_run(console, view)
