@@ -52,6 +52,9 @@ def register(app: typer.Typer) -> None:
         for planned in made.stages:
             for warning in planned.warnings:
                 console.print(f"[yellow]warning[/] {escape(planned.name)}: {escape(warning)}", highlight=False)
+        for planned in made.stages:
+            for note in planned.estimate.notes if planned.estimate is not None else ():
+                console.print(f"[dim]note[/] {escape(planned.name)}: {escape(note)}", highlight=False)
         unknown = sum(1 for p in made.to_run if p.estimate is None or p.estimate.seconds is None)
         if not made.to_run:
             console.print("nothing to run: every stage is cached")

@@ -78,6 +78,8 @@ class Estimate:
     memory_bytes: int | None
     basis: str
     """For example `probe: 3 steps of the longest batch`, or `unknown until encode has run`."""
+    notes: tuple[str, ...] = ()
+    """What else a plan should say of it, a line each."""
 
 
 StageFunction = Callable[[Any, Any, Context], Summary]

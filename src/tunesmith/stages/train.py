@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.stage import Context, Estimate, Inputs, Summary, role, stage
 from tunesmith.errors import TrainingError
-from tunesmith.stages.training import Assembled, TrainSpec, assemble, check, check_contract, order_of
+from tunesmith.stages.training import Assembled, Full, TrainSpec, assemble, check, check_contract, order_of
+from tunesmith.stages.training_advice import card_notes
 from tunesmith.stages.training_mix import mix_account, mix_text, read_mix_origins
 from tunesmith.stages.training_parallel import in_processes, mesh_of, train_in_processes, with_whole_weights
 from tunesmith.stages.training_probe import estimate_by_probe
@@ -54,11 +55,16 @@ def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> Estimate
     from tunesmith.train.examples import read_examples
 
     examples, base = inputs.get("examples"), inputs.get("base")
-    if examples is None or base is None:
-        found = Estimate(seconds=None, memory_bytes=None, basis="unknown until encode and fetch have run")
-        return in_processes(found, spec.parallel)
+    if base is None:
+        unknown = Estimate(seconds=None, memory_bytes=None, basis="unknown until encode and fetch have run")
+        return in_processes(unknown, spec.parallel)
+    rank = 16 if isinstance(spec.adapter, Full) else spec.adapter.rank
+    notes = card_notes(base.path / "model", tokens=spec.max_tokens_per_batch, rank=rank)
+    if examples is None:
+        unknown = Estimate(seconds=None, memory_bytes=None, basis="unknown until encode has run")
+        return replace(in_processes(unknown, spec.parallel), notes=notes)
     found = estimate_by_probe(spec, base=base.path, examples=examples.path, device="cpu")
-    found = in_processes(found, spec.parallel)
+    found = replace(in_processes(found, spec.parallel), notes=notes)
     if not spec.mix:
         return found
     rows, origins = read_examples(examples.path / "train.parquet"), read_mix_origins(examples.path, spec.mix)
@@ -72,9 +78,7 @@ def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
     check(spec, dict(inputs))
     check_contract(inputs.examples, inputs.contract)
     compute = train_process if spec.parallel is None else train_in_processes
-    return compute(
-        spec, base=inputs.base.path, examples=inputs.examples.path, contract=inputs.contract.path, ctx=ctx
-    )
+    return compute(spec, base=inputs.base.path, examples=inputs.examples.path, contract=inputs.contract.path, ctx=ctx)
 
 
 def train_process(

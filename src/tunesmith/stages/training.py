@@ -6,7 +6,6 @@ use. What does not: the stage itself (`stages.train`), the probe (`stages.traini
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, field_validator
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Circumstance, Spec
 from tunesmith.errors import ContractError, PlanError
+from tunesmith.stages.training_advice import context_of, unwise_for_rows, unwise_settings
 from tunesmith.stages.training_mix import MixStage, check_mix, data_order
 from tunesmith.stages.training_parallel import ParallelSpec, check_parallel
 from tunesmith.stages.training_watch import GeneralWatch, TaskMetric, check_watches
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from tunesmith.train.batches import DataOrder
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.mixing import Origins
-
-USUAL_LEARNING_RATES = {"lora": (1e-4, 5e-4), "dora": (1e-4, 5e-4), "full": (1e-6, 5e-5)}
-"""Peak rates with AdamW that usually do well (Hu et al. 2021, table 11; Biderman et al. 2024)."""
-
-FEW_STEPS = 10
-MANY_EPOCHS = 5.0
 
 
 class Nf4(Spec):
@@ -250,25 +244,17 @@ class TrainSpec(Spec):
 
 def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     """Refuse what is known to fail, and warn of settings that rarely do well."""
-    warnings = []
-    low, high = USUAL_LEARNING_RATES[spec.adapter.kind]
-    if spec.optimizer.kind in ("adamw", "adamw_8bit") and not low <= spec.learning_rate <= high:
-        warnings.append(
-            f"learning_rate {spec.learning_rate:g} lies outside {low:g} to {high:g}, "
-            f"where {spec.adapter.kind} training usually does best"
-        )
-    if spec.warmup_ratio == 0:
-        warnings.append("warmup_ratio is 0: the first steps run at the full rate on an optimizer that knows nothing")
-    if spec.num_train_epochs > MANY_EPOCHS:
-        warnings.append(f"{spec.num_train_epochs:g} epochs: models usually memorise the rows after about 3")
+    warnings = unwise_settings(
+        kind=spec.adapter.kind,
+        optimizer=spec.optimizer.kind,
+        learning_rate=spec.learning_rate,
+        warmup_ratio=spec.warmup_ratio,
+        dtype=spec.dtype,
+    )
     if not isinstance(spec.adapter, Full) and spec.adapter.quantization is not None:
         _check_kernels("a quantised base", where="train.adapter.quantization")
     if spec.optimizer.kind == "adamw_8bit":
         _check_kernels("an optimizer in 8 bits", where="train.optimizer")
-    if spec.dtype == "float16":
-        warnings.append(
-            "float16 overflows where bfloat16 does not, and a CPU emulates it: take it for GPUs without bfloat16"
-        )
     warnings += check_parallel(spec)
     examples, base, contract = inputs.get("examples"), inputs.get("base"), inputs.get("contract")
     if examples is not None:
@@ -318,25 +304,24 @@ def _check_examples(spec: TrainSpec, examples: Artifact, base: Artifact | None, 
         )
     if num_val == 0:
         warnings.append("there are no validation rows: the last weights are kept, not the best")
-    if base is not None:
-        limit = json.loads((base.path / "model" / "config.json").read_text("utf-8")).get("max_position_embeddings")
-        if limit is not None and longest > limit:
-            raise PlanError(
-                "a row is longer than the base model can read",
-                where="encode",
-                expected=f"at most {limit:,} tokens",
-                found=f"{longest:,}",
-                hint="set a maximum length in the encode stage",
-            )
-    if longest > spec.max_tokens_per_batch:
-        warnings.append(
-            f"the longest row has {longest:,} tokens, above max_tokens_per_batch {spec.max_tokens_per_batch:,}: "
-            "it makes a pass of its own and needs that much more memory"
+    limit = None if base is None else context_of(base.path / "model")
+    if limit is not None and longest > limit:
+        raise PlanError(
+            "a row is longer than the base model can read",
+            where="encode",
+            expected=f"at most {limit:,} tokens",
+            found=f"{longest:,}",
+            hint="set contract.loss.max_tokens",
         )
-    steps = spec.num_train_epochs * num_rows / spec.batch_size
-    if steps < FEW_STEPS:
-        warnings.append(f"{steps:.0f} steps are few: use a smaller batch_size or more epochs")
-    return warnings
+    return warnings + unwise_for_rows(
+        examples.path / "train.parquet",
+        contract,
+        longest=longest,
+        context=limit,
+        num_epochs=spec.num_train_epochs,
+        batch_size=spec.batch_size,
+        max_tokens_per_batch=spec.max_tokens_per_batch,
+    )
 
 
 def order_of(spec: TrainSpec, rows: ExampleTable, origins: Origins | None) -> DataOrder:
