@@ -206,6 +206,9 @@ def _slices(results: Mapping[str, JSON]) -> list[Markup]:
 def _failures(results: Mapping[str, JSON]) -> list[Markup]:
     parts: list[Markup] = []
     for system, groups in results["failures"].items():
+        if not groups:
+            parts += [heading(system), text("No wrong answer.")]
+            continue
         rows: list[list[Cell]] = [
             [group["kind"], Number(str(group["n"])), ", ".join(group["row_ids"][:SHOWN_IDS])] for group in groups
         ]

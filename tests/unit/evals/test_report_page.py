@@ -99,6 +99,12 @@ def test_a_page_of_one_system_leaves_comparisons_out(world):
     assert "Tuned against base" not in html
 
 
+def test_a_system_without_a_wrong_answer_says_so(world):
+    _, results, samples = world
+    html = evaluation_page("Evaluation", {**results, "failures": {"tuned": []}}, samples)
+    assert "No wrong answer." in html
+
+
 def test_failures_are_named_by_their_first_cause(world):
     answers, _, _ = world
     groups = group_failures(answers)
