@@ -50,6 +50,7 @@ class BundleInputs(Inputs):
     hardening: Artifact | None = role("evaluation", table="harden", optional=True)
     benchmark: Artifact | None = role("evaluation", table="benchmark", optional=True)
     lm_eval: Artifact | None = role("evaluation", table="lm_eval", optional=True)
+    garak: Artifact | None = role("evaluation", table="garak", optional=True)
 
 
 class BundleSpec(Spec):
@@ -172,7 +173,11 @@ def _results(evaluation: Artifact) -> dict[str, Any]:
 
 def _task_results(inputs: BundleInputs) -> dict[str, dict[str, Any]]:
     """Return heading -> results of what was asked besides the held-out rows and the attacks."""
-    found = {"Tasks": inputs.benchmark, "Tasks of lm-evaluation-harness": inputs.lm_eval}
+    found = {
+        "Tasks": inputs.benchmark,
+        "Tasks of lm-evaluation-harness": inputs.lm_eval,
+        "Probes of garak": inputs.garak,
+    }
     return {title: _results(artifact) for title, artifact in found.items() if artifact is not None}
 
 
@@ -191,7 +196,7 @@ def _check_same(report: Mapping[str, Any], inputs: BundleInputs, contract: Contr
                 f"the evaluation measured another {what} than the one that is bundled",
                 expected=f"{what} {bundled[:12]}",
                 found=f"{what} {str(found)[:12]}" if found else f"no {what}: the base alone was measured",
-                hint="wire evaluate, harden, benchmark, lm_eval and bundle to the same tables in the recipe",
+                hint="wire evaluate, harden, benchmark, lm_eval, garak and bundle to the same tables in the recipe",
             )
 
 

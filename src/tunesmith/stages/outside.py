@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,8 +73,19 @@ def find_program(package: str, *, python: str | None, where: str, install: str) 
     return Program(executable=executable, version=found.stdout.strip())
 
 
-def run_program(argv: Sequence[str], *, name: str, cwd: Path, log: Path, max_seconds: float, ctx: Context) -> float:
+def run_program(
+    argv: Sequence[str],
+    *,
+    name: str,
+    cwd: Path,
+    log: Path,
+    max_seconds: float,
+    ctx: Context,
+    environment: Mapping[str, str] | None = None,
+) -> float:
     """Run a program to its end, its output in `log`, and return the seconds it took.
+
+    `environment` adds variables to this process's.
 
     It and all that it started are stopped after `max_seconds`, or where this process is interrupted. Raises
     `TunesmithError` with the end of its output where it ran out of time or ended with another status than 0.
@@ -84,7 +95,7 @@ def run_program(argv: Sequence[str], *, name: str, cwd: Path, log: Path, max_sec
         process = subprocess.Popen(
             argv,
             cwd=cwd,
-            env=_environment(),
+            env={**_environment(), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -26,6 +26,7 @@ class ReportInputs(Inputs):
     hardening: Artifact | None = role("evaluation", table="harden", optional=True)
     benchmark: Artifact | None = role("evaluation", table="benchmark", optional=True)
     lm_eval: Artifact | None = role("evaluation", table="lm_eval", optional=True)
+    garak: Artifact | None = role("evaluation", table="garak", optional=True)
     bundle: Artifact | None = role("bundle", table="bundle", optional=True)
     traces: Artifact | None = role("traces", table="rehearse", optional=True)
     monitoring: Artifact | None = role("report", table="monitor", optional=True)
@@ -56,7 +57,11 @@ def report(inputs: ReportInputs, spec: ReportSpec, ctx: Context) -> Summary:
         attacks=_read(inputs.hardening, "results.json"),
         tasks={
             title: _read(artifact, "results.json")
-            for title, artifact in (("Tasks", inputs.benchmark), ("lm-evaluation-harness", inputs.lm_eval))
+            for title, artifact in (
+                ("Tasks", inputs.benchmark),
+                ("lm-evaluation-harness", inputs.lm_eval),
+                ("garak", inputs.garak),
+            )
             if artifact is not None
         },
         samples=(_read(inputs.evaluation, "samples.json") or {}).get("samples", [])[: spec.samples],
