@@ -18,9 +18,10 @@ from tunesmith.core.stage import Context
 from tunesmith.stages.train import TrainInputs, train
 from tunesmith.stages.training import TrainSpec
 from tunesmith.train import checkpoint
+from tunesmith.types import LOCAL_ENGINE
 
 
-def train_in(root: Path, spec: dict, *, log=lambda name, fields: None) -> dict:
+def train_in(root: Path, spec: dict, *, log=lambda name, fields: None, engine=LOCAL_ENGINE) -> dict:
     contract = artifact(root / "contract", "contract")
     inputs = TrainInputs(
         base=artifact(root / "base", "base"),
@@ -30,7 +31,13 @@ def train_in(root: Path, spec: dict, *, log=lambda name, fields: None) -> dict:
     for folder in (root / "out", root / "work"):
         folder.mkdir(exist_ok=True)
     context = Context(
-        out=root / "out", work=root / "work", log=log, progress=lambda *_, **__: None, workers=1, device="cpu"
+        out=root / "out",
+        work=root / "work",
+        log=log,
+        progress=lambda *_, **__: None,
+        workers=1,
+        device="cpu",
+        engine=engine,
     )
     return train(inputs, TrainSpec.model_validate(spec), context)
 

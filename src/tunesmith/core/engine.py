@@ -18,7 +18,7 @@ from tunesmith.errors import RecipeError, nearest
 from tunesmith.types import JSON, EngineChoice
 
 ENGINE_DOCS: dict[str, str] = {
-    "engine": "Where the parts of the data work run. Circumstance: the same results, fingerprints and cache on any.",
+    "engine": "Where the data work and the processes of train.parallel run. Circumstance: results are the same.",
     "engine.kind": "local: this process. ray: worker processes of a Ray cluster (tunesmith[ray]).",
     "engine.address": "HOST:PORT of a cluster that runs already; without one a cluster of this machine is started.",
     "engine.num_workers": "Parts at work at a time; --workers where nothing is said, on a running cluster its CPUs.",

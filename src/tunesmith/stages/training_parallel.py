@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from tunesmith.stages.training import Assembled, TrainSpec
+    from tunesmith.train.messages import Mailbox
     from tunesmith.train.world import World
 
 FOLDER = "processes"
@@ -147,7 +148,6 @@ def with_whole_weights(made: Assembled, world: World, assembled: Callable[[], As
 
 def train_in_processes(spec: TrainSpec, *, base: Path, examples: Path, contract: Path, ctx: Context) -> Summary:
     """Run the stage in the processes that the recipe asks for, and return what the first of them returned."""
-    from tunesmith.train.launch import launch
     from tunesmith.train.messages import Mailbox
 
     assert spec.parallel is not None
@@ -165,13 +165,45 @@ def train_in_processes(spec: TrainSpec, *, base: Path, examples: Path, contract:
         "workers": ctx.workers,
         "threads": max(1, (os.cpu_count() or 1) // spec.parallel.processes),
     }
-    (folder / REQUEST).write_text(json.dumps(request), "utf-8")
-    restarts = launch(
-        [sys.executable, "-m", "tunesmith.stages.training_rank", str(folder / REQUEST)],
-        processes=spec.parallel.processes,
-        folder=folder,
-        mailbox=Mailbox(folder, log=ctx.log, progress=ctx.progress),
-        log=ctx.log,
-    )
+    path = folder / REQUEST
+    path.write_text(json.dumps(request), "utf-8")
+    mailbox = Mailbox(folder, log=ctx.log, progress=ctx.progress)
+    start = _on_ray if ctx.engine.kind == "ray" else _on_this_machine
+    restarts = start(path, spec.parallel.processes, mailbox, ctx)
     summary: dict[str, JSON] = json.loads((folder / RESULT).read_text("utf-8"))
     return {**summary, "processes": spec.parallel.processes, "weights": spec.parallel.kind, "restarts": restarts}
+
+
+def _on_this_machine(request: Path, processes: int, mailbox: Mailbox, ctx: Context) -> int:
+    """Start the processes under torch's elastic agent; return how often they were started again."""
+    from tunesmith.train.launch import launch
+
+    command = [sys.executable, "-m", "tunesmith.stages.training_rank", str(request)]
+    return launch(command, processes=processes, folder=request.parent, mailbox=mailbox, log=ctx.log)
+
+
+def _on_ray(request: Path, processes: int, mailbox: Mailbox, ctx: Context) -> int:
+    """Start the processes as workers of Ray Train; return how often they were started again."""
+    from tunesmith.cluster import cluster, is_loopback
+    from tunesmith.stages.training_rank import take_part_on_ray
+    from tunesmith.train.ray_launch import launch_on_ray
+
+    with cluster(ctx.engine, num_workers=processes) as num_workers:
+        if num_workers < processes:
+            raise PlanError(
+                "the engine has fewer workers than the run has processes",
+                where="engine.num_workers",
+                expected=f"at least {processes}",
+                found=str(num_workers),
+                hint="raise engine.num_workers, or lower train.parallel.processes",
+            )
+        return launch_on_ray(
+            take_part_on_ray,
+            {"request": str(request)},
+            processes=processes,
+            use_gpu=ctx.device != "cpu",
+            on_loopback=ctx.engine.address is None or is_loopback(ctx.engine.address.rpartition(":")[0]),
+            folder=request.parent,
+            mailbox=mailbox,
+            log=ctx.log,
+        )

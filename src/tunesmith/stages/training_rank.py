@@ -1,6 +1,6 @@
-"""One process of a training run in several: `python -m tunesmith.stages.training_rank REQUEST.json`.
+"""One process of a training run in several: `python -m tunesmith.stages.training_rank REQUEST.json`, or a Ray worker.
 
-What lives here: from the environment of a started process to its place in the world, and the way its result, words and
+What lives here: from what its launcher told a process to its place in the world, and the way its result, words and
 errors take back. What does not: the training (`stages.train.train_process`), starting it (`stages.training_parallel`).
 """
 
@@ -33,21 +33,42 @@ def main(path: Path) -> None:
     import torch
 
     from tunesmith.train.join import Place
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(json.loads(path.read_text("utf-8"))["threads"])
+    take_part(path, Place.from_environment())
+
+
+def take_part_on_ray(config: dict[str, JSON]) -> None:
+    """Do the same as a worker of Ray Train, which has made the group and says the place."""
+    from ray.train import get_context
+
+    from tunesmith.train.join import Place
+
+    context = get_context()
+    place = Place(
+        rank=context.get_world_rank(),
+        size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        attempt=config["attempt"],
+        store=None,
+    )
+    take_part(Path(config["request"]), place)
+
+
+def take_part(path: Path, place: Place) -> None:
+    """Train as one of several processes; leave an error beside the request where that fails."""
     from tunesmith.train.messages import write_failure
 
-    request = json.loads(path.read_text("utf-8"))
-    place = Place.from_environment()
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(request["threads"])
     try:
-        take_part(request, path.parent, place)
+        _train(json.loads(path.read_text("utf-8")), path.parent, place)
     except BaseException as error:
         write_failure(path.parent, error, attempt=place.attempt, rank=place.rank)
         raise
 
 
-def take_part(request: dict[str, JSON], folder: Path, place: Place) -> None:
-    """Train as one of several processes; the first leaves the result, and what it has to say, in `folder`."""
+def _train(request: dict[str, JSON], folder: Path, place: Place) -> None:
+    """Train in this process's place; the first process leaves the result, and what it has to say, in `folder`."""
     from tunesmith.train.join import joined
     from tunesmith.train.messages import Voice
 
@@ -63,6 +84,7 @@ def take_part(request: dict[str, JSON], folder: Path, place: Place) -> None:
             workers=request["workers"],
             device=device,
         )
+        context.log("processes_joined", {"attempt": place.attempt, "pids": world.gathered(os.getpid())})
         summary = train_process(
             spec,
             base=Path(request["base"]),

@@ -33,8 +33,8 @@ class Place:
     """Rank among the processes of this machine: the number of its GPU."""
     attempt: int
     """How often the processes of this run were started again."""
-    host: str
-    port: int
+    store: tuple[str, int] | None
+    """Host and port of the launcher's key-value store; `None` where it made the group itself, as Ray Train does."""
 
     @classmethod
     def from_environment(cls) -> Place:
@@ -44,8 +44,7 @@ class Place:
             size=int(os.environ["WORLD_SIZE"]),
             local_rank=int(os.environ["LOCAL_RANK"]),
             attempt=int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
-            host=os.environ["MASTER_ADDR"],
-            port=int(os.environ["MASTER_PORT"]),
+            store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])),
         )
 
 
@@ -66,16 +65,22 @@ def joined(place: Place, *, layout: Layout, device: str) -> Iterator[tuple[World
             )
         device = f"cuda:{place.local_rank}"
         torch.cuda.set_device(device)
-    if place.host == LOOPBACK and os.path.exists("/sys/class/net/lo"):
+    if place.store is not None:
+        _make_group(place, *place.store, device=device)
+    yield World(layout=layout, rank=place.rank, size=place.size), device
+    if place.store is not None:
+        dist.destroy_process_group()  # not after an error: it may wait for a process that is gone
+
+
+def _make_group(place: Place, host: str, port: int, *, device: str) -> None:
+    if host == LOOPBACK and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo asks the network for this machine's name
     # The agent keeps one store over restarts: without a prefix of its own a second attempt would read the keys of the
     # first, and wait for processes that are gone.
-    store = TCPStore(place.host, place.port, is_master=False)
+    store = TCPStore(host, port, is_master=False)
     dist.init_process_group(
         "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
         store=PrefixStore(f"attempt-{place.attempt}", store),
         rank=place.rank,
         world_size=place.size,
     )
-    yield World(layout=layout, rank=place.rank, size=place.size), device
-    dist.destroy_process_group()  # not after an error: it may wait for a process that is gone

@@ -87,7 +87,7 @@ def launch(
             spec.rdzv_handler.shutdown()
             mailbox.empty()
     if result.is_failed():
-        raise _lost_too_often(result, restarts=agent.restarts, folder=folder)
+        raise lost_too_often(agent.reason, attempts=agent.restarts + 1, folder=folder)
     return agent.restarts
 
 
@@ -101,6 +101,8 @@ class _Agent(LocalElasticAgent):
         self.mailbox = mailbox
         self.log = log
         self.restarts = 0
+        self.reason = ""
+        """Why processes were lost, the last time."""
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self.restarts = worker_group.spec.max_restarts - self._remaining_restarts
@@ -121,18 +123,29 @@ class _Agent(LocalElasticAgent):
         """Log what was lost; raise where the same would happen again."""
         # The agent itself sends SIGTERM to those that a lost process left behind.
         own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
-        reason = ", ".join(_words_of(rank, failure) for rank, failure in sorted(own.items()))
-        said = first_failure(self.folder, attempt=self.restarts)
-        if said is not None and said.error is not None:
-            raise said.error
-        if not self.mailbox.steps and all(failure.exitcode > 0 for failure in own.values()):
-            lines = [] if said is None else said.traceback.strip().splitlines()
-            raise TrainingError(
-                f"a process of the run failed: {lines[-1] if lines else reason}",
-                where=str(self.folder / "logs"),
-                found="\n".join([reason, *lines[-TRACEBACK_LINES:]]),
-            )
-        self.log("processes_lost", {"attempt": self.restarts, "reason": reason, "steps": self.mailbox.steps})
+        self.reason = ", ".join(_words_of(rank, failure) for rank, failure in sorted(own.items()))
+        lost = any(failure.exitcode < 0 for failure in own.values())
+        judge(self.folder, attempt=self.restarts, steps=self.mailbox.steps, lost=lost, reason=self.reason)
+        self.log("processes_lost", {"attempt": self.restarts, "reason": self.reason, "steps": self.mailbox.steps})
+
+
+def judge(folder: Path, *, attempt: int, steps: int, lost: bool, reason: str) -> None:
+    """Raise what an attempt failed of, unless another try is worth it.
+
+    `lost` says that a process did not end by itself, `steps` how many steps the attempt made, `reason` what is known of
+    each process that ended.
+    """
+    said = first_failure(folder, attempt=attempt)
+    if said is not None and said.error is not None:
+        raise said.error
+    if lost or steps:
+        return
+    lines = [] if said is None else said.traceback.strip().splitlines()
+    raise TrainingError(
+        f"a process of the run failed: {lines[-1] if lines else reason}",
+        where=str(folder / "logs"),
+        found="\n".join([reason, *lines[-TRACEBACK_LINES:]]),
+    )
 
 
 def _words_of(rank: int, failure: ProcessFailure) -> str:
@@ -141,11 +154,12 @@ def _words_of(rank: int, failure: ProcessFailure) -> str:
     return f"rank {rank} ended with status {failure.exitcode}"
 
 
-def _lost_too_often(result: RunResult, *, restarts: int, folder: Path) -> TrainingError:
+def lost_too_often(reason: str, *, attempts: int, folder: Path) -> TrainingError:
+    """Return the error of a run whose last attempt failed for `reason`."""
     return TrainingError(
-        f"processes of the run were lost {restarts + 1} times",
+        f"processes of the run were lost {attempts} times",
         where=str(folder / "logs"),
-        found=", ".join(_words_of(rank, failure) for rank, failure in sorted(result.failures.items())),
+        found=reason,
         hint="a process ended by SIGKILL is often out of memory; the next run continues from the newest checkpoint",
     )
 

@@ -104,9 +104,18 @@ def write_failure(folder: Path, error: BaseException, *, attempt: int, rank: int
         "class": known,
         "fields": {name: getattr(error, name) for name in ERROR_FIELDS} if known else {},
     }
-    partial = folder / f"failure-{attempt}-{rank}.partial"
-    partial.write_text(json.dumps(record), "utf-8")
-    partial.replace(partial.with_suffix(".json"))
+    path = _failure_file(folder, attempt=attempt, rank=rank)
+    path.with_suffix(".partial").write_text(json.dumps(record), "utf-8")
+    path.with_suffix(".partial").replace(path)
+
+
+def left_failure(folder: Path, *, attempt: int, rank: int) -> bool:
+    """Return whether a process left an error: one that was killed could not."""
+    return _failure_file(folder, attempt=attempt, rank=rank).is_file()
+
+
+def _failure_file(folder: Path, *, attempt: int, rank: int) -> Path:
+    return folder / f"failure-{attempt}-{rank}.json"
 
 
 def first_failure(folder: Path, *, attempt: int) -> Failure | None:
