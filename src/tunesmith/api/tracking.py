@@ -134,8 +134,10 @@ class TrackingListener:
 
 def _tracker(name: str, *, run: str, table: str, folder: Path) -> GeneralTracker:
     """Return accelerate's tracker for one training, not started yet."""
+    from accelerate import PartialState
     from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
+    PartialState(cpu=True)  # Some trackers log through accelerate's logger, which refuses to work before this.
     match name:
         case "tensorboard":
             return TensorBoardTracker(f"{run}-{table}", logging_dir=folder)
