@@ -31,7 +31,8 @@ from tunesmith.evals.judge import (
 )
 from tunesmith.evals.preference import Choice, PreferenceReport, Vote, preference
 from tunesmith.evals.rating import Match, Rating, bradley_terry
-from tunesmith.evals.rubric import DEFAULT_RUBRIC, rate, rubric_means
+from tunesmith.evals.rubric import DEFAULT_RUBRIC, RubricAgreement, agreement_with_people, rate, rubric_means
+from tunesmith.evals.scores import ScoreBook
 from tunesmith.evals.stats import Estimate
 from tunesmith.evals.votes import Answer, VoteBook, pair_answers, read_answers
 from tunesmith.types import JSON, canonical_json, sha256_hex
@@ -73,6 +74,8 @@ class Judging:
     """Bradley-Terry strengths, where there are more than two systems."""
     rubric: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     """System -> criterion -> mean score."""
+    agreement: Mapping[str, RubricAgreement] = field(default_factory=dict)
+    """Criterion -> agreement of the judge's scores with people's, over all systems; empty without people's scores."""
 
     def to_json(self) -> dict[str, JSON]:
         """Return plain JSON."""
@@ -93,6 +96,16 @@ class Judging:
             "rubric": {
                 system: {name: found.to_json() for name, found in scores.items()}
                 for system, scores in self.rubric.items()
+            },
+            "agreement": {
+                name: {
+                    "weighted_kappa": one.weighted_kappa.to_json() if one.weighted_kappa else None,
+                    "alpha": one.alpha.to_json() if one.alpha else None,
+                    "exact": one.exact,
+                    "mean_difference": one.mean_difference,
+                    "items": one.num_items,
+                }
+                for name, one in self.agreement.items()
             },
         }
 
@@ -138,20 +151,26 @@ def judge_answers(
     rubric: bool = False,
     people: Path | None = None,
     people_seed: int = 0,
+    people_scores: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Judging:
     """Judge every two of the systems in both orders, and each answer by the rubric where that is asked for.
 
     `sources` are what `read_answers` takes; the first of two is the baseline. `most` takes at most so many items, by a
     hash of their ids. `people` is a votes file of `tunesmith compare` about the same two systems, `people_seed` the
-    seed it was begun with. Raises `DataError` where systems share no item, `GateError` where more than 2% of the
-    requests failed, `ServeError` where the endpoint refuses them.
+    seed it was begun with; `people_scores` is a file of `tunesmith rate`, to hold the rubric against. Raises
+    `DataError` where systems share no item, `GateError` where more than 2% of the requests failed, `ServeError` where
+    the endpoint refuses them.
     """
     if len(sources) < 2 or len(set(sources)) < len(sources):
         raise DataError("a judge compares two different systems or more", found=", ".join(sources))
     if people is not None and (len(sources) != 2 or not people.exists()):
         raise DataError(
             "people's votes are a file about two systems", where=str(people), found=f"{len(sources)} systems"
+        )
+    if people_scores is not None and not (rubric and people_scores.exists()):
+        raise DataError(
+            "people's scores are held against the judge's by rubric", where=str(people_scores), hint="add --rubric"
         )
     answers = {source: read_answers(source) for source in sources}
     book = VerdictBook(verdicts)
@@ -178,8 +197,18 @@ def judge_answers(
             )
         )
     scores = {source: _rubric(answers[source], asking, most=most, workers=workers) for source in sources if rubric}
-    ratings = tuple(bradley_terry(_matches(pairs))) if len(sources) > 2 else ()
-    return Judging(pairs=tuple(pairs), ratings=ratings, rubric=scores)
+    agreement: Mapping[str, RubricAgreement] = {}
+    if people_scores is not None:
+        given = ScoreBook(people_scores)
+        by_people = {f"{s}/{item}": score for s in sources for item, score in given.medians(answers[s]).items()}
+        by_judge = {f"{s}/{item}": score for s, found in scores.items() for item, score in found.items()}
+        agreement = agreement_with_people(by_judge, by_people, rubric=DEFAULT_RUBRIC)
+    return Judging(
+        pairs=tuple(pairs),
+        ratings=tuple(bradley_terry(_matches(pairs))) if len(sources) > 2 else (),
+        rubric={source: rubric_means(list(found.values()), rubric=DEFAULT_RUBRIC) for source, found in scores.items()},
+        agreement=agreement,
+    )
 
 
 class _Asking:
@@ -232,13 +261,16 @@ def _by_item(votes: Sequence[Vote]) -> dict[str, float]:
     return {item: sum(found) / len(found) for item, found in scores.items()}
 
 
-def _rubric(answers: Mapping[str, Answer], asking: _Asking, *, most: int | None, workers: int) -> dict[str, Estimate]:
+def _rubric(
+    answers: Mapping[str, Answer], asking: _Asking, *, most: int | None, workers: int
+) -> dict[str, Mapping[str, int]]:
+    """Return item -> the judge's scores of its answer; failures are left out, and too many stop."""
     chosen = _chosen(list(answers), most)
     with ThreadPoolExecutor(max_workers=workers) as pool:
         found = list(pool.map(lambda item: asking.rate(answers[item].prompt, answers[item].text), chosen))
-    scores = [score for score in found if not isinstance(score, JudgeFailure)]
+    scores = {item: score for item, score in zip(chosen, found, strict=True) if not isinstance(score, JudgeFailure)}
     require_few_failures(len(found) - len(scores), len(found))
-    return rubric_means(scores, rubric=DEFAULT_RUBRIC)
+    return scores
 
 
 def _matches(pairs: Sequence[PairJudging]) -> list[Match]:

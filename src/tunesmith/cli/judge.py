@@ -50,6 +50,10 @@ def register(app: typer.Typer) -> None:
             typer.Option(metavar="FILE", help="Votes of `tunesmith compare`, to correct the judge by."),
         ] = None,
         people_seed: Annotated[int, typer.Option(help="Seed that the votes file was begun with.")] = 0,
+        people_scores: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="Scores of `tunesmith rate`, to hold the judge's rubric against."),
+        ] = None,
         as_json: JsonOption = False,
     ) -> None:
         """Compare every two systems in both orders; more than two get Bradley-Terry strengths."""
@@ -76,6 +80,7 @@ def register(app: typer.Typer) -> None:
                 rubric=rubric,
                 people=people,
                 people_seed=people_seed,
+                people_scores=people_scores,
                 progress=lambda done: status.update(f"{done} verdicts"),
             )
         if as_json:
@@ -111,3 +116,9 @@ def print_judging(console: Console, found: Judging) -> None:
         console.rule(f"rubric, {system}", characters="-")
         for name, mean in scores.items():
             console.print(f"{name:34} {shown_range(mean)}", highlight=False)
+    for name, agreed in found.agreement.items():
+        kappa = shown_range(agreed.weighted_kappa)
+        text = (
+            f"weighted kappa {kappa}; the same score {agreed.exact:.0%}; judge kinder by {agreed.mean_difference:+.2f}"
+        )
+        console.print(f"with people, {name:21} {text}", highlight=False)

@@ -35,6 +35,7 @@ VERBS = (
     "promote",
     "export",
     "compare",
+    "rate",
     "judge",
     "monitor",
     "review",

@@ -14,6 +14,7 @@ from tunesmith.errors import DataError, GateError
 from tunesmith.evals.judge import ChatJudge
 from tunesmith.evals.judge_controls import always_first, endpoint, prefers, prefers_longer
 from tunesmith.evals.preference import Choice
+from tunesmith.evals.scores import ScoreBook
 from tunesmith.evals.votes import VoteBook, pair_answers, plan_showings, read_answers
 
 ITEMS = 40
@@ -168,6 +169,23 @@ def test_the_verb_prints_json_and_text_and_scores_by_rubric(systems, tmp_path, m
         out = json.loads(told.stdout)
         assert out["pairs"][0]["win_rate"]["value"] > 0.6
         assert out["rubric"][systems[2]]["helpful"]["value"] > out["rubric"][systems[0]]["helpful"]["value"]
+        # People score the same rubric in the terminal: right on all but one answer
+        keys = []
+        for _, given in ScoreBook(tmp_path / "scores.jsonl").left(read_answers(systems[2]), rater="ada"):
+            keys += [str(5 if quality(given.text) else 2)] * 4
+        keys[0] = "9\n4"  # off the scale: asked again
+        rated = CliRunner().invoke(
+            make_app(), ["rate", systems[2], "--rater", "ada"], input="\n".join(keys[:80]) + "\nq\n"
+        )
+        assert rated.exit_code == 0, rated.output
+        rest = CliRunner().invoke(make_app(), ["rate", systems[2], "--rater", "ada"], input="\n".join(keys[80:]) + "\n")
+        assert "20 answers scored by ada" in rest.output
+        both = CliRunner().invoke(make_app(), [*common, "--rubric", "--json", "--people-scores", "scores.jsonl"])
+        agreement = json.loads(both.stdout)["agreement"]
+        assert agreement["harmless"]["exact"] == 1
+        assert agreement["helpful"]["exact"] == 39 / 40
+        assert agreement["helpful"]["weighted_kappa"]["value"] > 0.9
+        assert agreement["helpful"]["items"] == 40
         missing = CliRunner().invoke(make_app(), [*common, "--api-key-env", "NO_SUCH_KEY_ANYWHERE"])
         assert missing.exit_code == 2
     finally:
