@@ -138,7 +138,8 @@ def test_the_signal_handlers_of_the_caller_are_back_afterwards(run):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_no_process_outlives_the_one_that_started_it(tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_the_one_that_started_it(tmp_path, end):
     program = tmp_path / "program.py"
     program.write_text(PREAMBLE + "end_with_parent()\n(folder / f'{os.getpid()}.pid').touch()\ntime.sleep(120)")
     starter = (
@@ -147,11 +148,13 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path):
         "folder = Path(sys.argv[1]); launch([sys.executable, str(folder / 'program.py'), str(folder)], processes=2, "
         "folder=folder, mailbox=Mailbox(folder, log=ignore, progress=lambda *_, **__: None), log=ignore)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", starter, str(tmp_path)])
+    parent = subprocess.Popen([sys.executable, "-c", starter, str(tmp_path)], stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
-    parent.kill()
-    parent.wait()
+    parent.send_signal(end)
+    _, said = parent.communicate()
+    if end is signal.SIGINT:
+        assert said.strip().splitlines()[-1] == "KeyboardInterrupt"
     wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
