@@ -1,6 +1,7 @@
 """The `tunesmith` command: picks up the verbs and turns errors into exit statuses.
 
     0 success · 1 a bug (traceback, path of the events) · 2 the user's error (five lines at most) · 130 interrupted
+    with `run --gate`: 3 an acceptance criterion fails · 4 one is not resolvable with these items
 
 A verb is a module `cli/<verb>.py` with `register(app)`; its name stands in `VERBS`. Verbs import `tunesmith.api` inside
 their function, so that `tunesmith --help` answers at once.
