@@ -11,9 +11,10 @@
     second_try:
       stage: train            # a table may have a name of its own
 
-A table is a stage; a key that is a role of the stage names another table; every other key is a setting. That is the
-whole syntax. Overrides (`train.learning_rate=1e-4`) are applied to the read values before they are checked. Every
-error names file, line, the type expected, the value found and the nearest valid keys.
+A table is a stage; a key that is a role of the stage names another table; every other key is a setting. `seeds: [1, 2]`
+and `each: TABLE` write a table out several times (`repeats`). That is the whole syntax. Overrides
+(`train.learning_rate=1e-4`) are applied to the read values before they are checked. Every error names file, line, the
+type expected, the value found and the nearest valid keys.
 
 What does not live here: the YAML dialect (`marked`), overrides (`overrides`), checking one table's values (`settings`),
 the order of work and what is cached (`plan`).
@@ -29,6 +30,7 @@ from pathlib import Path
 from tunesmith.core.engine import read_engine
 from tunesmith.core.marked import read_marked
 from tunesmith.core.overrides import apply_override
+from tunesmith.core.repeats import repeat_tables
 from tunesmith.core.settings import deepest, dotted, shown, validated
 from tunesmith.core.spec import Loc, Spec
 from tunesmith.core.stage import Stage
@@ -113,6 +115,10 @@ def parse_recipe(text: str, stages: Mapping[str, Stage], *, path: Path, override
         )
     engine = read_engine(values.pop("engine"), marks) if "engine" in values else None
     folder = path.resolve().parent
+    values, places = repeat_tables(values, stages, marks)
+    for copied, at in [(name, key) for key, names in places.items() for name in names]:
+        marks |= {(copied, *loc[1:]): mark for loc, mark in list(marks.items()) if loc[:1] == (at,)}
+        from_override |= {(copied, *loc[1:]) for loc in from_override if loc[:1] == (at,)}
     raw = {key: _stage_of(key, table, stages, marks) for key, table in values.items()}
     tables = {}
     for key, (stage, settings, wires) in raw.items():

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from tunesmith.core.artifact import Artifact
+from tunesmith.types import RowRole
 
 USUAL_LEARNING_RATES = {"lora": (1e-4, 3e-4), "dora": (1e-4, 3e-4), "full": (1e-5, 5e-5)}
 """Peak rates with AdamW that usually do well (Hu et al. 2021, table 11; Biderman et al. 2024, figure 8)."""
@@ -80,15 +81,19 @@ def unwise_for_rows(
 def _beside_the_contract(train: Path, contract: Artifact, *, longest: int, context: int | None) -> list[str]:
     """Return warnings of rows that the contract's own limits would cut when it answers."""
     import numpy as np
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     from tunesmith.chat.contract import load_contract
 
     allowed = load_contract(contract.path).decoding.max_new_tokens
-    column = pq.read_table(train, columns=["weights"])["weights"].combine_chunks()
+    table = pq.read_table(train)
+    if "role" in table.column_names:  # General rows are no questions of this contract.
+        table = table.filter(pc.equal(table["role"], RowRole.TASK.value))
+    column = table["weights"].combine_chunks()
     offsets = column.offsets.to_numpy()
-    weights = column.values.to_numpy(zero_copy_only=False)
-    counts = np.add.reduceat(weights != 0, offsets[:-1]) if len(offsets) > 1 else np.zeros(0, dtype=np.int64)
+    weights = column.flatten().to_numpy(zero_copy_only=False)
+    counts = np.diff(np.concatenate(([0], np.cumsum(weights != 0)))[offsets - offsets[0]])
     long = int((counts > allowed).sum())
     warnings = []
     if long:
@@ -118,5 +123,5 @@ def card_notes(model_dir: Path, *, tokens: int, rank: int) -> tuple[str, ...]:
     if shape is None:
         return ()
     size = f"{shape.parameters / 1e9:.2g}B" if shape.parameters >= 1e9 else f"{shape.parameters / 1e6:.0f}M"
-    head = f"{size} parameters, passes of {tokens:,} tokens, rank {rank}, by arithmetic: "
-    return tuple(head + line for line in advice(shape, tokens=tokens, rank=rank))
+    lines = "; ".join(advice(shape, tokens=tokens, rank=rank))
+    return (f"{size} parameters, passes of {tokens:,} tokens, rank {rank}, by arithmetic: {lines}",)

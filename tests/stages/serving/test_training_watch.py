@@ -121,6 +121,24 @@ def test_a_metric_that_decides_and_is_not_measured_is_refused(inputs, change, sa
             check(spec, inputs)
 
 
+@pytest.mark.parametrize(("allowed", "warned"), [(24, True), (96, False)])
+def test_answers_that_the_contract_would_cut_are_warned_of(run, inputs, world, allowed, warned):
+    settings = {**world.contract_settings, "decoding": {"max_new_tokens": allowed}}
+    contract = run("contract", {"base": world.base}, settings, world.folder)
+    examples = run("encode", {"splits": world.splits, "contract": contract}, {}, world.folder)
+    said = check(TrainSpec.model_validate(SPEC), {**inputs, "contract": contract, "examples": examples})
+    longest = max(read_examples(examples.path / "train.parquet").num_supervised_each)
+    cut = f"answers of up to {longest} tokens, and the contract stops at decoding.max_new_tokens {allowed}"
+    assert any(cut in warning for warning in said) is warned
+
+
+def test_a_plan_says_on_which_card_the_base_fits(inputs):
+    from tunesmith.stages.train import estimate
+
+    (note,) = estimate(TrainSpec.model_validate(SPEC), {"base": inputs["base"], "examples": None}).notes
+    assert "LoRA fits on 8 GB without gradient checkpointing" in note
+
+
 def test_general_text_that_got_worse_is_warned_of_with_what_helps():
     watch = GeneralWatch(max_rise=0.1)
     assert general_warnings(watch, {"general_loss": 2.0}, {"general_loss": 2.05}) == []
