@@ -31,7 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 
 from tunesmith.errors import TrainingError
-from tunesmith.train.messages import Mailbox, first_failure
+from tunesmith.train.messages import Failure, Mailbox, first_failure
 from tunesmith.types import Log
 
 MAX_RESTARTS = 3
@@ -140,12 +140,16 @@ def judge(folder: Path, *, attempt: int, steps: int, lost: bool, reason: str) ->
         raise said.error
     if lost or steps:
         return
-    lines = [] if said is None else said.traceback.strip().splitlines()
+    lines = _last_lines(said)
     raise TrainingError(
         f"a process of the run failed: {lines[-1] if lines else reason}",
         where=str(folder / "logs"),
-        found="\n".join([reason, *lines[-TRACEBACK_LINES:]]),
+        found="\n".join([reason, *lines]),
     )
+
+
+def _last_lines(failure: Failure | None) -> list[str]:
+    return [] if failure is None else failure.traceback.strip().splitlines()[-TRACEBACK_LINES:]
 
 
 def _words_of(rank: int, failure: ProcessFailure) -> str:
@@ -155,11 +159,12 @@ def _words_of(rank: int, failure: ProcessFailure) -> str:
 
 
 def lost_too_often(reason: str, *, attempts: int, folder: Path) -> TrainingError:
-    """Return the error of a run whose last attempt failed for `reason`."""
+    """Return the error of a run whose last attempt failed for `reason`, with what its processes said."""
+    lines = _last_lines(first_failure(folder, attempt=attempts - 1))
     return TrainingError(
         f"processes of the run were lost {attempts} times",
         where=str(folder / "logs"),
-        found=reason,
+        found="\n".join([reason, *lines]),
         hint="a process ended by SIGKILL is often out of memory; the next run continues from the newest checkpoint",
     )
 

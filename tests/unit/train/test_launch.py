@@ -119,6 +119,13 @@ def test_a_failure_after_steps_is_tried_again_as_a_lost_connection_would_be(run,
     assert len(events(said, "processes_started")) == 2
 
 
+def test_a_failure_that_comes_again_after_steps_ends_with_its_traceback(run):
+    step = "if rank == 0: Voice(folder).log('train_step', {'step': 1})\ntime.sleep(0.5)\n"
+    with pytest.raises(TrainingError, match="lost 2 times") as error:
+        run(step + FAIL.format(rank=1, error="MemoryError('the longest row')"), max_restarts=1)
+    assert "MemoryError: the longest row" in str(error.value)
+
+
 @pytest.mark.parametrize(
     "error", [StoreError("disk full", where="x"), MissingExtra("ray", extra="ray", needed_for="y")]
 )
