@@ -5,7 +5,8 @@
 
 What lives here: the layout (`Segment`, `DocumentLayout`), one autograd Function for all documents, and its registration
 as a transformers attention implementation, so that any model that uses the attention interface computes flat batches.
-What does not: building batches (`train.batches`), the projections around attention (`model.fused`, or the model's own).
+In bfloat16 on a processor that multiplies it, `attention.c` computes them (`model.compiled_attention`). What does not:
+building batches (`train.batches`), the projections around attention (`model.fused`, or the model's own).
 
 Shapes: T rows of the flat batch, H query heads, K key heads, G = H / K, D head size, N segments of a bucket,
 L own rows of a segment (padded inside a bucket), P rows of its prefix. Queries, keys and values come packed,
@@ -23,6 +24,7 @@ import torch
 from transformers import AttentionInterface
 
 from tunesmith.errors import TrainingError
+from tunesmith.model import compiled_attention
 
 IMPLEMENTATION = "tunesmith_documents"
 """Name in transformers' attention registry."""
@@ -113,6 +115,8 @@ class DocumentLayout:
     def __init__(self, segments: Sequence[Segment], device: str | torch.device = "cpu") -> None:
         self.segments = tuple(segments)
         self.num_rows = max(segment.stop for segment in segments)
+        corners = [(part.start, part.stop, part.prefix_start, part.prefix_stop) for part in segments]
+        self.documents = torch.tensor(corners, dtype=torch.int64)
         self.device = torch.device(device)
         self._plans: dict[tuple[Heads, int | None, torch.dtype], tuple[list[Bucket], list[Segment]]] = {}
 
@@ -215,13 +219,33 @@ def _scaled_bmm(left: torch.Tensor, right: torch.Tensor, scale: float) -> torch.
     return torch.baddbmm(left.new_zeros(1), left, right, beta=0, alpha=scale)
 
 
-def attention_forward(
+def attention_forward_(
+    qkv: torch.Tensor,
+    layout: DocumentLayout,
+    heads: Heads,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    out: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Write attention over packed rows [T, H + 2K, D], contiguous, into `out` [T, H, D]; return what backward needs.
+
+    The rows of `out` may lie in a wider buffer. Kept are log-sum-exps, or the probabilities of short segments where the
+    compiled attention cannot run.
+    """
+    if compiled_attention.can_compute(qkv, softcap=softcap):
+        documents = layout.documents
+        return [compiled_attention.forward_(qkv, documents, heads.num_queries, scale=scale, window=window, out=out)]
+    mixed, kept = _forward(qkv, layout, heads, scale=scale, window=window, softcap=softcap)
+    out.copy_(mixed)
+    return kept
+
+
+def _forward(
     qkv: torch.Tensor, layout: DocumentLayout, heads: Heads, *, scale: float, window: int | None, softcap: float | None
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return [T, H, D] for packed rows [T, H + 2K, D], contiguous, and what `attention_backward` needs besides.
-
-    Kept are the probabilities of short segments, and output and log-sum-exp of long ones.
-    """
+    """Return [T, H, D], and the probabilities of short segments, the log-sum-exps of long ones."""
     num_rows, _, size = qkv.shape
     flat = qkv.view(-1, size)
     out = qkv.new_empty(num_rows + 1, heads.num_queries, size)
@@ -247,7 +271,33 @@ def attention_forward(
     return out[:num_rows], kept
 
 
-def attention_backward(
+def attention_backward_(
+    grad_out: torch.Tensor,
+    qkv: torch.Tensor,
+    out: torch.Tensor,
+    kept: Sequence[torch.Tensor],
+    layout: DocumentLayout,
+    heads: Heads,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    grad: torch.Tensor,
+) -> None:
+    """Write the gradient of packed rows into `grad` [T, H + 2K, D], whose rows may lie in a wider buffer.
+
+    What documents send to shared rows is summed in float32. `out` and `kept` are those of `attention_forward_`.
+    """
+    if compiled_attention.can_compute(qkv, softcap=softcap):
+        (log_sums,) = kept
+        compiled_attention.backward_(
+            grad_out.contiguous(), qkv, out, log_sums, layout.documents, scale=scale, window=window, grad=grad
+        )
+        return
+    grad.copy_(_backward(grad_out, qkv, kept, layout, heads, scale=scale, window=window, softcap=softcap))
+
+
+def _backward(
     grad_out: torch.Tensor,
     qkv: torch.Tensor,
     kept: Sequence[torch.Tensor],
@@ -411,24 +461,28 @@ class DocumentAttention(torch.autograd.Function):
         softcap: float | None,
     ) -> torch.Tensor:
         """Return [T, H, D]."""
-        out, kept = attention_forward(qkv, layout, heads, scale=scale, window=window, softcap=softcap)
-        ctx.save_for_backward(qkv, *kept)
+        out = qkv.new_empty(len(qkv), heads.num_queries, qkv.shape[-1])
+        kept = attention_forward_(qkv, layout, heads, scale=scale, window=window, softcap=softcap, out=out)
+        ctx.save_for_backward(qkv, out, *kept)
         ctx.layout, ctx.heads, ctx.scale, ctx.window, ctx.softcap = layout, heads, scale, window, softcap
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradient of the packed rows."""
-        qkv, *kept = ctx.saved_tensors
-        grad = attention_backward(
+        qkv, out, *kept = ctx.saved_tensors
+        grad = torch.empty_like(qkv)
+        attention_backward_(
             grad_outputs[0],
             qkv,
+            out,
             kept,
             ctx.layout,
             ctx.heads,
             scale=ctx.scale,
             window=ctx.window,
             softcap=ctx.softcap,
+            grad=grad,
         )
         return grad, None, None, None, None, None
 

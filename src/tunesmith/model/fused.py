@@ -25,7 +25,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 
-from tunesmith.model.attention import DocumentLayout, Heads, attention_backward, attention_forward
+from tunesmith.model.attention import DocumentLayout, Heads, attention_backward_, attention_forward_
 from tunesmith.model.folded import LINEAR_TYPES, FoldedLinear
 from tunesmith.model.kernels import add_norm_, norm_backward_, rotate_, scale_rows_, swiglu_, swiglu_backward_
 
@@ -87,12 +87,20 @@ class AttentionHalf:
             torch.mul(normal, norm.weight.detach(), out=packed[:, part])
             kept += [normal, inverse]
         rotate_(packed, self.num_heads + self.num_key_heads, rows.cos, rows.sin, backward=False)
-        mixed, attended = attention_forward(
-            packed, rows.layout, self.heads, scale=self.scale, window=self.window, softcap=None
-        )
         wide_mixed = self.exit.wide_input(num_rows)
-        wide_mixed[:, : self.exit.num_inputs] = mixed.flatten(1)
+        attended = attention_forward_(
+            packed,
+            rows.layout,
+            self.heads,
+            scale=self.scale,
+            window=self.window,
+            softcap=None,
+            out=self._by_head(wide_mixed, self.exit.num_inputs),
+        )
         return self.exit.forward(wide_mixed), [*kept, wide_mixed, *attended]
+
+    def _by_head(self, wide: torch.Tensor, columns: int) -> torch.Tensor:
+        return torch.unflatten(wide[:, :columns], 1, (-1, self.head_size))
 
     def _head_parts(self) -> list[tuple[Any, slice]]:
         parts = (slice(0, self.num_heads), slice(self.num_heads, self.num_heads + self.num_key_heads))
@@ -112,15 +120,19 @@ class AttentionHalf:
         grad_mixed = self.exit.backward(wide_grad, needs_input=True)
         assert grad_mixed is not None
         exit_grads = self.exit.gradients(wide_mixed, wide_grad)
-        grad_packed = attention_backward(
+        wide_grad_packed = self.entry.wide_output(num_rows)
+        grad_packed = self._by_head(wide_grad_packed, self.entry.num_outputs)
+        attention_backward_(
             grad_mixed.view(num_rows, self.num_heads, self.head_size),
             packed,
+            self._by_head(wide_mixed, self.exit.num_inputs),
             attended,
             rows.layout,
             self.heads,
             scale=self.scale,
             window=self.window,
             softcap=None,
+            grad=grad_packed,
         )
         rotate_(grad_packed, turned, rows.cos, rows.sin, backward=True)
         head_grads: list[torch.Tensor] = []
@@ -130,8 +142,6 @@ class AttentionHalf:
             )
             grad_packed[:, part] = grad_part
             head_grads += weight_grads
-        wide_grad_packed = self.entry.wide_output(num_rows)
-        wide_grad_packed[:, : self.entry.num_outputs] = grad_packed.flatten(1)
         grad_normed = self.entry.backward(wide_grad_packed, needs_input=needs_input)
         wide[:, self.entry.num_inputs :] = low
         return grad_normed, [*self.entry.gradients(wide, wide_grad_packed), *exit_grads, *head_grads]

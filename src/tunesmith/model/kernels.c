@@ -9,48 +9,17 @@
  *
  * T rows, E columns; `stride` is the distance of two rows, for columns that are part of a wider buffer.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "numbers.h"
 
 #if defined(ELEMENT_BFLOAT16)
-typedef uint16_t element;
-static inline float load(element value) {
-    uint32_t bits = (uint32_t)value << 16;
-    float out;
-    memcpy(&out, &bits, 4);
-    return out;
-}
-static inline element round_to_element(float value) { /* To nearest, ties to even. */
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return (element)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
+typedef bfloat16 element;
+static inline float load(element value) { return widen(value); }
+static inline element round_to_element(float value) { return (element)narrow(value); }
 #else
 typedef float element;
 static inline float load(element value) { return value; }
 static inline element round_to_element(float value) { return value; }
 #endif
-
-/* e^x to 2 units in the last place: e^x = 2^n e^r with |r| <= ln 2 / 2, and e^r by its Taylor polynomial. */
-static inline float exponential(float x) {
-    x = x > 88.0f ? 88.0f : x;
-    x = x < -87.0f ? -87.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.0f / 5040.0f;
-    p = p * r + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    int32_t power = ((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &power, 4);
-    return p * scale;
-}
 
 #define FOR_ROWS _Pragma("omp parallel for schedule(static) if (rows >= 64)") for (long t = 0; t < rows; t++)
 #define FOR_COLUMNS _Pragma("omp simd") for (long i = 0; i < columns; i++)

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("kernels.c")
+FOLDER = Path(__file__).parent
+CPUINFO = Path("/proc/cpuinfo")
 
 FLAGS = (
     *("-O3", "-march=native", "-shared", "-fPIC", "-fopenmp"),
@@ -48,8 +49,18 @@ def why_not_compiled() -> str | None:
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """Return the compiled loops for an element type; compile them where the cache has none."""
-    if dtype not in ELEMENTS:
+    return _loaded("kernels.c", f"-DELEMENT_{ELEMENTS[dtype]}") if dtype in ELEMENTS else None
+
+
+@functools.cache
+def attention_library() -> ctypes.CDLL | None:
+    """Return `attention.c`, compiled, or `None` where the processor lacks its instructions or there is no compiler."""
+    if not CPUINFO.is_file() or "avx512_bf16" not in CPUINFO.read_text("utf-8", errors="replace").split():
         return None
+    return _loaded("attention.c", "-mprefer-vector-width=512")
+
+
+def _loaded(source: str, option: str) -> ctypes.CDLL | None:
     if os.environ.get("TUNESMITH_KERNELS") == "torch":
         _no_kernels_because.append("TUNESMITH_KERNELS=torch is set")
         return None
@@ -59,27 +70,28 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
     _share_threads_with_torch()
     try:
-        return ctypes.CDLL(str(_compiled(compiler, ELEMENTS[dtype])))
+        return ctypes.CDLL(str(_compiled(compiler, FOLDER / source, option)))
     except (OSError, subprocess.SubprocessError) as error:
         _no_kernels_because.append(f"the C compiler failed: {str(error).splitlines()[0]}")
         return None
 
 
-def _compiled(compiler: str, element: str) -> Path:
+def _compiled(compiler: str, source: Path, option: str) -> Path:
     """Return the shared library, from the cache where source, flags, compiler and processor are the same."""
-    cpu = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").partition("\n\n")[0]
+    cpu = CPUINFO.read_text("utf-8", errors="replace").partition("\n\n")[0]
     features = [line for line in cpu.splitlines() if line.startswith(("flags", "Features", "model name"))]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    identity = "\n".join((SOURCE.read_text("utf-8"), element, *FLAGS, version, *features))
+    texts = [(FOLDER / name).read_text("utf-8") for name in (source.name, "numbers.h")]
+    identity = "\n".join((*texts, option, *FLAGS, version, *features))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith" / "kernels"
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError:
         cache = Path(tempfile.mkdtemp(prefix="tunesmith-kernels-"))
-    target = cache / f"{element.lower()}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    target = cache / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not target.is_file():
         partial = target.with_suffix(f".{os.getpid()}.partial")
-        command = [compiler, *FLAGS, f"-DELEMENT_{element}", "-o", str(partial), str(SOURCE), "-lm"]
+        command = [compiler, *FLAGS, option, "-o", str(partial), str(source), "-lm"]
         subprocess.run(command, capture_output=True, check=True, timeout=COMPILE_SECONDS)
         partial.replace(target)
     return target

@@ -72,7 +72,7 @@ def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> Estimate
     return replace(found, basis=f"{found.basis}; {mix_text(mix)}")
 
 
-@stage(name="train", version=1, produces="adapter", check=check, estimate=estimate)
+@stage(name="train", version=2, produces="adapter", check=check, estimate=estimate)
 def train(inputs: TrainInputs, spec: TrainSpec, ctx: Context) -> Summary:
     """Write `adapter/` (a plain PEFT folder), `metrics.jsonl` and `curve.json`."""
     check(spec, dict(inputs))
