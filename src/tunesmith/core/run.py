@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import gc
 import os
 import time
 import traceback
@@ -29,6 +30,7 @@ from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Stage
 from tunesmith.core.store import Attempt, Store
 from tunesmith.errors import StoreError, TunesmithError
+from tunesmith.memory import release_free_memory
 from tunesmith.types import JSON, LOCAL_ENGINE, EngineChoice
 
 _IN_USE = ".in-use"
@@ -189,6 +191,8 @@ def _call(job: Job, attempt: Attempt, *, events: EventFile, listener: Listener, 
         engine=machine.engine,
     )
     started = time.monotonic()
+    gc.collect()  # What the stage before left behind is not this one's.
+    release_free_memory()
     memory = PeakMemory()
     try:
         events.write("stage_started", {"stage": job.stage.name, "version": job.stage.version, "pid": os.getpid()})
