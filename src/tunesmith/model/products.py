@@ -38,6 +38,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """Return `x weight' + bias` for x [T, in] and weight [out, in]; not recorded by autograd."""
     if not _through_onednn(x, weight):
         return torch.nn.functional.linear(x, weight, bias)
+    # Columns of a wider matrix take oneDNN's reference loops, a thousand times slower than the copy.
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.t().contiguous().t()
     out = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     assert isinstance(out, torch.Tensor)
     return out
