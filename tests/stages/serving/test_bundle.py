@@ -78,6 +78,22 @@ def test_criteria_may_speak_of_tasks_and_the_card_shows_them(run, world):
         run("bundle", {**inputs, "evaluation": evaluation}, {}, world.folder)
 
 
+def test_several_seeds_gate_the_bundle_of_one_of_them_and_of_no_other(run, world, refingerprint):
+    settings = {**world.contract_settings, "criteria": ["exact_match - base >= -1 with 95% confidence"]}
+    contract = run("contract", {"base": world.base}, settings, world.folder)
+    inputs = {"base": world.base, "contract": contract, "splits": world.splits}
+    one, two, third = (world.adapter, refingerprint(world.adapter, "two"), refingerprint(world.adapter, "third"))
+    first, second = (run("evaluate", {**inputs, "adapter": a}, {"dtype": "float32"}, world.folder) for a in (one, two))
+    seeds = run("seeds", {"first": first, "second": second}, {}, world.folder)
+    made = run("bundle", {**inputs, "adapter": two, "evaluation": second, "seeds": seeds}, {}, world.folder)
+    (verdict,) = read(made, "gates.json")["verdicts"]
+    joint = read(seeds, "results.json")["paired"]["exact_match"]
+    assert (verdict["low"], verdict["high"]) == (joint["low"], joint["high"])
+    alone = run("evaluate", {**inputs, "adapter": third}, {"dtype": "float32"}, world.folder)
+    with pytest.raises(GateError, match="measured another adapter"):
+        run("bundle", {**inputs, "adapter": third, "evaluation": alone, "seeds": seeds}, {}, world.folder)
+
+
 def test_the_card_has_front_matter_and_every_figure_with_its_interval(world, bundle):
     text = (bundle.path / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
