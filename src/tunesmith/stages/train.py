@@ -63,7 +63,14 @@ def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> Estimate
     if examples is None:
         unknown = Estimate(seconds=None, memory_bytes=None, basis="unknown until encode has run")
         return replace(in_processes(unknown, spec.parallel), notes=notes)
-    found = estimate_by_probe(spec, base=base.path, examples=examples.path, device="cpu")
+    contract = inputs.get("contract")
+    found = estimate_by_probe(
+        spec,
+        base=base.path,
+        examples=examples.path,
+        device="cpu",
+        contract=None if contract is None else contract.path,
+    )
     found = replace(in_processes(found, spec.parallel), notes=notes)
     if not spec.mix:
         return found
@@ -165,7 +172,7 @@ def train_process(
         "trainable_parameters": sum(parameter.numel() for parameter in whole.parameters.values()),
         "adapted_layers": count_adapted_layers(whole.model),
         "device": ctx.device,
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": max(memory, peak_bytes(ctx.device)),
         "verified": verified,
     }
 

@@ -9,20 +9,24 @@ function that starts it for `tunesmith plan`. What does not: the settings (`stag
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.core.stage import Estimate
 from tunesmith.stages.training import Assembled, TrainSpec, assemble, order_of
 from tunesmith.stages.training_mix import read_mix_origins
+from tunesmith.stages.training_watch import general_table, metric_of
 from tunesmith.types import JSON
 
 if TYPE_CHECKING:
+    from tunesmith.model.load import DtypeName
     from tunesmith.train.batches import FlatBatch
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.passes import LossPass
@@ -34,9 +38,17 @@ MAX_COUNTED_STEPS = 100
 TIMEOUT_SECONDS = 600
 
 
-def estimate_by_probe(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> Estimate:
+def estimate_by_probe(
+    spec: TrainSpec, *, base: Path, examples: Path, device: str, contract: Path | None = None
+) -> Estimate:
     """Run the probe and turn what it measured into an estimate; say so where it failed."""
-    request = {"spec": spec.model_dump(mode="json"), "base": str(base), "examples": str(examples), "device": device}
+    request = {
+        "spec": spec.model_dump(mode="json"),
+        "base": str(base),
+        "examples": str(examples),
+        "contract": None if contract is None else str(contract),
+        "device": device,
+    }
     command = [sys.executable, "-m", "tunesmith.stages.training_probe", json.dumps(request)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
@@ -56,9 +68,10 @@ def estimate_by_probe(spec: TrainSpec, *, base: Path, examples: Path, device: st
     )
 
 
-def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict[str, JSON]:
+def measure(
+    spec: TrainSpec, *, base: Path, examples: Path, device: str, contract: Path | None = None
+) -> dict[str, JSON]:
     """Train a few passes with a learning rate of 0 and return seconds and bytes of the whole run."""
-    from tunesmith.model.load import load_model
     from tunesmith.stages.train import choose_dtype
     from tunesmith.train.batches import flatten, micro_batches
     from tunesmith.train.examples import read_examples
@@ -82,6 +95,7 @@ def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict
     counted = min(total_steps, MAX_COUNTED_STEPS)
     groups = [group for step in range(counted) for group in passes_of(rows, plan.examples_of(step))]
     batches = sorted((flatten(rows, group, share_prefixes=sharing, device=device) for group in groups), key=_size)
+    held_out = [val] if spec.general_watch is None else [val, general_table(base / "model")]
     startup = time.perf_counter() - started
 
     made.model.train()
@@ -93,29 +107,22 @@ def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict
     per_row = (time.perf_counter() - begin) / sum(map(_size, middle))
 
     made.model.eval()
-    eval_seconds = 0.0
-    if len(val):
-        import torch
-
-        val_batches = [
-            flatten(val, group, share_prefixes=sharing, device=device) for group in passes_of(val, range(len(val)))
-        ]
-        begin = time.perf_counter()
-        with torch.no_grad():
-            choice.loss_pass.loss(val_batches[0], denominator=1.0)
-        eval_seconds = (time.perf_counter() - begin) / _size(val_batches[0]) * sum(map(_size, val_batches))
-    begin = time.perf_counter()
-    reloaded = load_model(
-        base / "model", dtype=dtype, quantisation=spec.quantisation
-    )  # As the check after the save does, beside the trained model.
-    verify_seconds = 2 * (time.perf_counter() - begin)
-    del reloaded
+    eval_seconds = sum(
+        _eval_seconds(made, choice.loss_pass, table, passes_of, device) for table in held_out if len(table)
+    )
+    metric_seconds = 0.0 if spec.task_metric is None or contract is None else _metric_seconds(spec, made, contract, val)
+    verify_seconds = _seconds_of_writing(spec, made, base / "model", dtype, rows, device)
 
     train_rows = sum(map(_size, batches)) * total_steps / counted
-    evals = 2 + int(spec.num_train_epochs * spec.evals_per_epoch - 1e-9)
+    eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
+    evals = 1 + math.ceil(total_steps / eval_every)
+    metric_every = (
+        0 if spec.task_metric is None else max(1, round(spec.evals_per_epoch / spec.task_metric.evals_per_epoch))
+    )
+    measurements = 1 + math.ceil(total_steps / (eval_every * metric_every)) if metric_every else 0
     train_seconds = train_rows * per_row
     return {
-        "seconds": startup + train_seconds + evals * eval_seconds + verify_seconds,
+        "seconds": startup + train_seconds + evals * eval_seconds + measurements * metric_seconds + verify_seconds,
         "memory_bytes": peak_bytes(device),
         "passes": len(batches),
         "longest_rows": _size(batches[-1]),
@@ -123,6 +130,73 @@ def measure(spec: TrainSpec, *, base: Path, examples: Path, device: str) -> dict
         "dtype": dtype,
         "tokens_per_second": sum(batch.num_tokens for batch in batches) * total_steps / counted / train_seconds,
     }
+
+
+def _eval_seconds(
+    made: Assembled,
+    loss_pass: LossPass,
+    table: ExampleTable,
+    passes_of: Callable[[ExampleTable, Sequence[int]], list[list[int]]],
+    device: str,
+) -> float:
+    """Return what the loss of a table takes, from its first pass."""
+    import torch
+
+    from tunesmith.train.batches import flatten
+
+    sharing = loss_pass.shares_prefixes
+    batches = [
+        flatten(table, group, share_prefixes=sharing, device=device) for group in passes_of(table, range(len(table)))
+    ]
+    begin = time.perf_counter()
+    with torch.no_grad():
+        loss_pass.loss(batches[0], denominator=1.0)
+    return (time.perf_counter() - begin) / _size(batches[0]) * sum(map(_size, batches))
+
+
+def _metric_seconds(spec: TrainSpec, made: Assembled, contract: Path, val: ExampleTable) -> float:
+    """Return what the task's metric takes, by measuring it once."""
+    from tunesmith.chat.contract import load_contract
+
+    assert spec.task_metric is not None
+    measure_metric = metric_of(spec.task_metric, made.model, load_contract(contract), val)
+    begin = time.perf_counter()
+    measure_metric()
+    return time.perf_counter() - begin
+
+
+def _seconds_of_writing(
+    spec: TrainSpec, made: Assembled, model_dir: Path, dtype: DtypeName, rows: ExampleTable, device: str
+) -> float:
+    """Write a checkpoint and the result, and read the result back beside the model as the check after the save does.
+
+    Returns the seconds; the memory that it takes is why it is done at all.
+    """
+    import torch
+
+    from tunesmith.model.load import load_model
+    from tunesmith.train.checkpoint import Counters, Identity, save_checkpoint
+    from tunesmith.train.passes import DocumentPass
+    from tunesmith.train.verify import proof_loss
+
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        save_checkpoint(
+            Path(scratch),
+            parameters=made.parameters,
+            best={name: parameter.detach().cpu().clone() for name, parameter in made.parameters.items()},
+            optimizer=made.optimizer,
+            counters=Counters(),
+            identity=Identity(data="probe", settings="probe"),
+        )
+        saved = Path(scratch) / "result"
+        made.save(saved)
+        load_model(model_dir, dtype=dtype, quantisation=spec.quantisation)
+        for number_format in dict.fromkeys((dtype, "float32")):
+            reloaded = load_model(model_dir, dtype=number_format, adapter_dir=saved).to(device)
+            proof_loss(DocumentPass(reloaded, attention="sdpa"), rows, device=torch.device(device))
+            del reloaded
+    return time.perf_counter() - begin
 
 
 def _size(batch: FlatBatch) -> int:
@@ -146,5 +220,6 @@ if __name__ == "__main__":
         base=Path(request["base"]),
         examples=Path(request["examples"]),
         device=request["device"],
+        contract=None if request["contract"] is None else Path(request["contract"]),
     )
     sys.stdout.write(json.dumps(result) + "\n")

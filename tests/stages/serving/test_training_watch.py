@@ -132,6 +132,23 @@ def test_answers_that_the_contract_would_cut_are_warned_of(run, inputs, world, a
     assert any(cut in warning for warning in said) is warned
 
 
+def test_a_probe_measures_what_the_run_will_measure_of_itself(inputs, monkeypatch):
+    from tunesmith.stages import training_probe
+
+    honest, asked = training_probe.metric_of, []
+
+    def counting(spec, *rest):
+        asked.append(spec.metric)
+        return honest(spec, *rest)
+
+    monkeypatch.setattr(training_probe, "metric_of", counting)
+    spec = TrainSpec.model_validate({**SPEC, "task_metric": METRIC, "general_watch": {}})
+    folders = {name: inputs[name].path for name in ("base", "examples", "contract")}
+    found = training_probe.measure(spec, **folders, device="cpu")
+    assert asked == [METRIC["metric"]]
+    assert found["seconds"] > 0
+
+
 def test_a_plan_says_on_which_card_the_base_fits(inputs):
     from tunesmith.stages.train import estimate
 
