@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,7 @@ def train_process(
     from tunesmith.train.loop import run_training
     from tunesmith.train.memory import peak_bytes
     from tunesmith.train.scaling import LossScale
+    from tunesmith.train.verify import rounding_warning
     from tunesmith.train.world import World
 
     world = world or World()
@@ -160,10 +161,10 @@ def train_process(
     whole = with_whole_weights(made, world, lambda: assembled("cpu"))
     if whole is None:
         return {}
-    verified = _save(whole, ctx.out / "adapter", base / "model", dtype, val or rows, trained_loss)
+    verified = _save(whole, ctx.out / "adapter", base / "model", dtype, val or rows, trained_loss, choice)
     return {
         **arithmetic,
-        **_outcome(spec, result, _write_curves(ctx.work / "metrics.jsonl", ctx.out)),
+        **_outcome(spec, result, _write_curves(ctx.work / "metrics.jsonl", ctx.out), rounding_warning(verified, dtype)),
         "dtype": dtype,
         "dtype_measured": speeds,
         **_pass_summary(choice),
@@ -251,7 +252,13 @@ def _proof_loss(choice: Choice, table: ExampleTable, made: Assembled) -> float:
 
 
 def _save(
-    whole: Assembled, folder: Path, base_dir: Path, dtype: DtypeName, table: ExampleTable, trained_loss: float
+    whole: Assembled,
+    folder: Path,
+    base_dir: Path,
+    dtype: DtypeName,
+    table: ExampleTable,
+    trained_loss: float,
+    choice: Choice,
 ) -> dict[str, JSON]:
     """Save what was trained, read it back, and return how the two compare."""
     from tunesmith.model.lora import unmoved_tensors
@@ -260,7 +267,15 @@ def _save(
     if still := unmoved_tensors(whole.model):
         raise TrainingError(f"{len(still)} layers of the adapter did not move", where=", ".join(still[:3]))
     whole.save(folder)
-    return verify_trained(whole.model, folder, base_dir=base_dir, dtype=dtype, trained_loss=trained_loss, table=table)
+    return verify_trained(
+        whole.model,
+        folder,
+        base_dir=base_dir,
+        dtype=dtype,
+        trained_loss=trained_loss,
+        reference="float32" if choice.loss_pass.name == "fused" else "own dtype",
+        table=table,
+    )
 
 
 class _Choices:
@@ -316,14 +331,14 @@ def _arithmetic(rows: ExampleTable, val: ExampleTable, plan: DataOrder) -> dict[
     }
 
 
-def _outcome(spec: TrainSpec, result: Result, curve: Mapping[str, JSON]) -> dict[str, JSON]:
+def _outcome(spec: TrainSpec, result: Result, curve: Mapping[str, JSON], rounding: Sequence[str]) -> dict[str, JSON]:
     counters = result.counters
     first, kept = (
         counters.first,
         counters.best or {name: figure["value"][-1] for name, figure in curve["figures"].items()},
     )
     base_loss, best_loss = first.get("val_loss"), counters.best.get("val_loss")
-    warnings = general_warnings(spec.general_watch, first, kept)
+    warnings = [*rounding, *general_warnings(spec.general_watch, first, kept)]
     if best_loss is not None and base_loss is not None and best_loss >= base_loss:
         warnings.append("the validation loss never fell below the base model's")
     if counters.skipped_steps:
