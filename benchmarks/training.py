@@ -199,13 +199,16 @@ def measure(workload: Workload, base: Path, python: Path | None, folder: Path, *
     return found
 
 
-def table_of(workload: Workload, found: dict[str, Any], wall: dict[str, Any]) -> list[str]:
+def table_of(workload: Workload, results: dict[str, Any]) -> list[str]:
     """Return a workload's results as Markdown."""
+    found, wall = results["cpu"], results["wall"]
+    timed = len(next(iter(found.values()))["rates"])
     rates = {name: statistics.median(run["rates"]) for name, run in found.items()}
     peers = [one.name for one in workload.contenders if one.name in found and one.is_peer]
     heads = [f"x {name.partition(' (')[0]}" for name in peers]
     lines = [
         f"### {workload.title}", "",
+        f"{workload.batch} rows a step, {timed} timed, the machine's load {results['load']:.1f}.", "",
         f"| contender | tokens/CPU-s | {''.join(head + ' | ' for head in heads)}tokens/s, 2 threads | peak memory "
         "| start, CPU-s | held-out loss |",
         "|---|" + "--:|" * (len(heads) + 5),
@@ -222,7 +225,7 @@ def table_of(workload: Workload, found: dict[str, Any], wall: dict[str, Any]) ->
     return [*lines, ""]
 
 
-def machine_text(python: Path | None, *, steps: int) -> str:
+def machine_text(python: Path | None) -> str:
     """Return where and with what this was measured."""
     import peft
     import torch
@@ -235,10 +238,9 @@ def machine_text(python: Path | None, *, steps: int) -> str:
     )  # fmt: skip
     peers = TRL.replace("==", " ") if python is not None else "no peers: they could not be installed"
     return (
-        f"{cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when it ended. torch {torch.__version__}, "
+        f"{cpu}, {os.cpu_count()} cores. torch {torch.__version__}, "
         f"transformers {transformers.__version__}, PEFT {peft.__version__}, {peers}. "
-        f"SmolLM2-135M, LoRA r=16 on all linear layers unless said otherwise, AdamW, 16 rows a step; {steps - 1} timed "
-        "steps after one that is not, in turns, medians."
+        f"SmolLM2-135M, LoRA r=16 on all linear layers unless said otherwise, AdamW. Medians of the timed steps."
     )
 
 
@@ -256,21 +258,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="of each contender, the first of them not timed")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--python-of-peers", type=Path, help="a Python that has TRL, in place of a new environment")
+    parser.add_argument("--render", action="store_true", help="measure nothing; write the page from earlier results")
     parser.add_argument("--no-wall", action="store_true", help="leave out the second turn with two threads")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     base, python = prepare(given.folder, given.python_of_peers)
     results_file = given.folder / "results.json"
     results = json.loads(results_file.read_text("utf-8")) if results_file.is_file() else {}
-    for name in given.workload or WORKLOADS:
+    for name in () if given.render else given.workload or WORKLOADS:
         found = measure(WORKLOADS[name], base, python, given.folder, steps=given.steps, threads=1)
         wall = {} if given.no_wall else measure(WORKLOADS[name], base, python, given.folder, steps=3, threads=2)
-        results[name] = {"cpu": found, "wall": wall}
+        results[name] = {"cpu": found, "wall": wall, "load": os.getloadavg()[0]}
         results_file.write_text(json.dumps(results, indent=1), "utf-8")
-    lines = [machine_text(python, steps=given.steps), ""]
+    lines = [machine_text(python), ""]
     for name in WORKLOADS:
         if name in results:
-            lines += table_of(WORKLOADS[name], results[name]["cpu"], results[name]["wall"])
+            lines += table_of(WORKLOADS[name], results[name])
     print("\n".join(lines))
     if given.workload is None:
         from tunesmith import charts
