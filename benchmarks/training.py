@@ -20,6 +20,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,10 @@ def write_rows(workload: Workload, base: Path, folder: Path, *, steps: int) -> t
     return file, [sum(len(ids) for ids, _ in step) for step in grouped]
 
 
+class EndedEarly(Exception):
+    """A contender's process is gone: an error of its own, or killed for memory (status -9)."""
+
+
 class Running:
     """A contender's process."""
 
@@ -156,7 +161,10 @@ class Running:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.contender.name} failed:\n{self.log.read_text('utf-8')[-3000:]}")
+            status = self.process.wait()
+            raise EndedEarly(
+                f"{self.contender.name} ended with status {status}:\n{self.log.read_text('utf-8')[-1500:]}"
+            )
         found: dict[str, float] = json.loads(line)
         return found
 
@@ -178,20 +186,31 @@ def measure(workload: Workload, base: Path, python: Path | None, folder: Path, *
         for at, one in enumerate(workload.contenders)
         if python is not None or not one.is_peer
     ]  # fmt: skip
-    starts = [one.answer()["startup"] for one in running]
-    taken: list[list[dict[str, float]]] = [[] for _ in running]
+    said: dict[Running, list[dict[str, float]]] = {one: [] for one in running}
+
+    def hear(ask: Callable[[Running], dict[str, float]]) -> None:
+        """Take one answer of each contender; a peer that ends early is left out from then on, and this says so."""
+        for one in list(said):
+            try:
+                said[one].append(ask(one))
+            except (EndedEarly, BrokenPipeError) as error:
+                if not one.contender.is_peer:
+                    raise
+                print(f"left out: {error}", flush=True)
+                del said[one]
+
+    hear(Running.answer)
     for _ in tokens:
-        for one, seen in zip(running, taken, strict=True):
-            seen.append(one.step())
+        hear(Running.step)
+    hear(Running.answer)
     found = {}
-    for one, start, seen in zip(running, starts, taken, strict=True):
-        end = one.answer()
+    clock = "cpu" if threads == 1 else "wall"
+    for one, (start, *seen, end) in said.items():
         one.process.wait()
-        clock = "cpu" if threads == 1 else "wall"
         found[one.contender.name] = {
             "rates": [count / step[clock] for count, step in zip(tokens[1:], seen[1:], strict=True)],
             "losses": [step["loss"] for step in seen],
-            "startup_cpu_seconds": start,
+            "startup_cpu_seconds": start["startup"],
             "peak_bytes": end["peak"],
             "held_out": end["held_out"],
         }
