@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tunesmith.core.stage import Progress
-from tunesmith.data.difficulty import AnswerScore, Unscored
 from tunesmith.types import Row, RowRole
 
 if TYPE_CHECKING:
     import torch
 
     from tunesmith.chat.contract import Contract
+    from tunesmith.data.difficulty import AnswerScore, Unscored
     from tunesmith.types import Example
 
 CHUNK_ROWS = 64
@@ -69,6 +69,8 @@ class AnswerScorer:
         return [known[row.id] for row in rows]
 
     def _score(self, rows: Sequence[Row]) -> list[AnswerScore | Unscored]:
+        from tunesmith.data.difficulty import AnswerScore, Unscored
+
         found = [self._pairs(row) for row in rows]
         behind = [pair for pairs in found if not isinstance(pairs, Unscored) for pair in pairs]
         losses = iter(self._losses(behind))
@@ -91,6 +93,7 @@ class AnswerScorer:
     def _pairs(self, row: Row) -> list[Pair] | Unscored:
         """Return what stands before each answer and the answer, as training would see them."""
         from tunesmith.chat.refusal import Refused
+        from tunesmith.data.difficulty import Unscored
         from tunesmith.model.generate import context_length
 
         made = self._held_to[row.role].encode_many([(row.id, row.conversation)])[0]
@@ -138,6 +141,8 @@ def _answers(example: Example) -> list[Pair]:
 
 def _read(path: Path) -> dict[str, AnswerScore | Unscored]:
     """Read finished scores; a line that a crash cut short is ignored."""
+    from tunesmith.data.difficulty import AnswerScore, Unscored
+
     known: dict[str, AnswerScore | Unscored] = {}
     path.parent.mkdir(parents=True, exist_ok=True)
     for line in path.read_text("utf-8").splitlines() if path.is_file() else ():

@@ -92,12 +92,12 @@ class Shape:
     def kept_a_token(self, *, checkpointing: bool) -> int:
         """Numbers that each token of a pass keeps in all layers until the backward.
 
-        Both halves of a layer keep their input, its normed copy, the products and what the last of them reads; with
-        checkpointing only the inputs, and one layer's all while it is computed again.
+        Both halves of a layer keep their normed input, the products of it, and attention what it mixed; with
+        checkpointing only the normed inputs, and one layer's all while it is computed again.
         """
-        inputs = 2 * self.hidden
-        layer = 2 * inputs + (self.queries + 2 * self.keys) + self.queries + 3 * self.feed_forward
-        return inputs * self.layers + layer if checkpointing else layer * self.layers
+        normed = 2 * self.hidden
+        layer = normed + (self.queries + 2 * self.keys) + self.queries + 2 * self.feed_forward
+        return normed * self.layers + layer if checkpointing else layer * self.layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,7 +130,7 @@ def run_add(inputs: SumInputs, spec: SumSpec, ctx: Context) -> dict:
 def check_add(spec: SumSpec, inputs: dict) -> list[str]:
     if spec.forbid:
         raise PlanError("adding is forbidden")
-    return [] if inputs["right"] else ["adds one number only"]
+    return [] if inputs.get("right") else ["adds one number only"]
 
 
 def register() -> None:

@@ -81,11 +81,18 @@ def test_another_family_has_no_shape():
     assert Shape.of({"model_type": "gpt2"}) is None
 
 
+def tensors_of(kept):
+    """Every tensor in nested lists."""
+    if isinstance(kept, torch.Tensor):
+        return [kept]
+    return [tensor for part in kept for tensor in tensors_of(part)] if isinstance(kept, list | tuple) else []
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_what_a_token_keeps_is_what_autograd_keeps(checkpointing):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=128, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4,
+        vocab_size=64, hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256,
     )  # fmt: skip
     model = add_lora(AutoModelForCausalLM.from_config(config), rank=2, alpha=4)
@@ -93,21 +100,13 @@ def test_what_a_token_keeps_is_what_autograd_keeps(checkpointing):
     # Short documents: on a CPU attention keeps its scores too, which grow with the square of a document's length.
     rows = [Example(row_id=f"r{at}", ids=(at, *range(3, 22)), weights=(0.0,) + (1.0,) * 19) for at in range(9)]
     batch = flatten(table_of(rows), range(9), share_prefixes=False)
-    kept: dict[int, int] = {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    known = {part.untyped_storage().data_ptr() for part in (*model.parameters(), *model.buffers())}
-    known |= {folded for half in loss_pass.decoder.halves for folded in [half.norm.untyped_storage().data_ptr()]}
     layout = DocumentLayout(batch.segments, batch.ids.device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        embedded = model.get_input_embeddings()(batch.ids).requires_grad_()
-        hidden = loss_pass.decoder.hidden(embedded, batch.positions, layout, torch.arange(batch.num_rows))
-    assert hidden.requires_grad
-    found = sum(size for pointer, size in kept.items() if pointer not in known)
+    embedded = model.get_input_embeddings()(batch.ids).requires_grad_()
+    hidden = loss_pass.decoder.hidden(embedded, batch.positions, layout, torch.arange(batch.num_rows))
+    kept = {
+        part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in tensors_of(hidden.grad_fn.kept)
+    }
+    found = sum(kept.values())
     shape = Shape.of({"model_type": "llama", **config.to_dict()})
     predicted = 4 * batch.num_rows * shape.kept_a_token(checkpointing=checkpointing)
     if checkpointing:  # One layer's all comes on top in the backward, while it is computed again.
