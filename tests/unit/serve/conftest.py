@@ -256,6 +256,7 @@ def serve(made, tmp_path):
                 log=lambda name, fields: events.append((name, fields)),
             )
             client = stack.enter_context(TestClient(create_app(server), raise_server_exceptions=False))
+            stack.callback(engine.gate.set)  # a test that failed with the gate closed must not hold the server open
             return Running(client=client, server=server, engine=engine, traces=traces, says=says, events=events)
 
         yield start

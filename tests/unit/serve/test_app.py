@@ -265,17 +265,19 @@ def test_one_request_too_many_gets_429_and_the_others_their_answers(serve):
     def ask():
         statuses.append(running.ask().status_code)
 
+    def wait_for(line):
+        for _ in range(500):
+            if line in running.client.get("/metrics").text:
+                return
+            time.sleep(0.02)
+        pytest.fail(f"never {line}")
+
+    # One after the other: two at once both wait for a moment, and the second would be the one too many.
     threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    metrics = ""
-    for _ in range(200):
-        metrics = running.client.get("/metrics").text
-        if "tunesmith_num_requests_running 1.0" in metrics and "tunesmith_num_requests_waiting 1.0" in metrics:
-            break
-        time.sleep(0.02)
-    else:
-        pytest.fail(f"never one running and one waiting: {metrics}")
+    threads[0].start()
+    wait_for("tunesmith_num_requests_running 1.0")
+    threads[1].start()
+    wait_for("tunesmith_num_requests_waiting 1.0")
     refused = running.ask()
     running.engine.gate.set()
     for thread in threads:
