@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_high
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,10 +142,6 @@ def difficulty_summary(scored: Scored) -> dict[str, JSON]:
     return {
         "scored": len(scores),
         "not_scored": len(scored) - len(scores),
-        "median_perplexity": _median([score.perplexity for score in scores]),
-        "median_ifd": _median([score.ifd for score in scores]),
+        "median_perplexity": median_high(score.perplexity for score in scores) if scores else None,
+        "median_ifd": median_high(score.ifd for score in scores) if scores else None,
     }
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tunesmith.core.stage import Progress
+from tunesmith.stages.encode import encode_rows
 from tunesmith.types import Row, RowRole
 
 if TYPE_CHECKING:
     import torch
 
     from tunesmith.chat.contract import Contract
+    from tunesmith.chat.refusal import Refused
     from tunesmith.data.difficulty import AnswerScore, Unscored
     from tunesmith.types import Example
 
@@ -71,7 +73,7 @@ class AnswerScorer:
     def _score(self, rows: Sequence[Row]) -> list[AnswerScore | Unscored]:
         from tunesmith.data.difficulty import AnswerScore, Unscored
 
-        found = [self._pairs(row) for row in rows]
+        found = [self._pairs(made) for made in encode_rows(rows, self._held_to)]
         behind = [pair for pairs in found if not isinstance(pairs, Unscored) for pair in pairs]
         losses = iter(self._losses(behind))
         alone = iter(self._losses([(self._header, answer) for _, answer in behind]))
@@ -90,13 +92,12 @@ class AnswerScorer:
             )
         return out
 
-    def _pairs(self, row: Row) -> list[Pair] | Unscored:
+    def _pairs(self, made: list[Example] | Refused) -> list[Pair] | Unscored:
         """Return what stands before each answer and the answer, as training would see them."""
         from tunesmith.chat.refusal import Refused
         from tunesmith.data.difficulty import Unscored
         from tunesmith.model.generate import context_length
 
-        made = self._held_to[row.role].encode_many([(row.id, row.conversation)])[0]
         if isinstance(made, Refused):
             return Unscored(reason=f"the contract does not encode it: {made.what}")
         context = context_length(self._loaded())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tunesmith.core.artifact import Artifact
-from tunesmith.core.stage import Context
+from tunesmith.core.stage import Context, Inputs, role
 from tunesmith.errors import ContractError
 from tunesmith.types import JSON, Completion, canonical_json, sha256_hex
 
@@ -34,6 +34,15 @@ Constrain = Literal["no", "schema"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 RESULTS_FORMAT = 1
 """Version of the shapes that docs/evaluation.md describes."""
+
+
+class AnsweringInputs(Inputs):
+    """What it takes to measure a model. Without an adapter only the base model is measured."""
+
+    splits: Artifact = role("splits", table="split")
+    base: Artifact = role("base", table="fetch")
+    contract: Artifact = role("contract", table="contract")
+    adapter: Artifact | None = role("adapter", table="train", optional=True)
 
 
 def resolve_dtype(wanted: DtypeChoice, device: str) -> tuple[Dtype, str]:

@@ -21,9 +21,10 @@ from pydantic import Field, model_validator
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
-from tunesmith.core.stage import Context, Inputs, Summary, role, stage
+from tunesmith.core.stage import Context, Summary, stage
 from tunesmith.errors import DataError, PlanError
 from tunesmith.stages.answering import (
+    AnsweringInputs,
     DtypeChoice,
     System,
     provenance,
@@ -81,15 +82,6 @@ class TaskSpec(Spec):
         return self
 
 
-class BenchmarkInputs(Inputs):
-    """What a benchmark needs. Without an adapter only the base model is measured."""
-
-    splits: Artifact = role("splits", table="split")
-    base: Artifact = role("base", table="fetch")
-    contract: Artifact = role("contract", table="contract")
-    adapter: Artifact | None = role("adapter", table="train", optional=True)
-
-
 class BenchmarkSpec(Spec):
     """Which tasks."""
 
@@ -142,7 +134,7 @@ def _temperature(task: TaskSpec, contract: Artifact) -> float:
 
 
 @stage(name="benchmark", version=2, produces="evaluation", check=check_tasks)
-def benchmark(inputs: BenchmarkInputs, spec: BenchmarkSpec, ctx: Context) -> Summary:
+def benchmark(inputs: AnsweringInputs, spec: BenchmarkSpec, ctx: Context) -> Summary:
     """Measure base and tuned model on every task; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
     from tunesmith.evals.results import figures, pick_samples, prompt_digest

@@ -106,7 +106,7 @@ def _encode_side(rows: Sequence[Row], contract: Contract, name: str, ctx: Contex
     for start in range(0, len(rows), _BATCH_ROWS):
         batch = [row for row in rows[start : start + _BATCH_ROWS] if row.desirable is not False]
         ctx.progress(start, len(rows), f"{name}: {start} of {len(rows)} rows")
-        made = _encode_batch(batch, held_to)
+        made = encode_rows(batch, held_to)
         for index, (row, found) in enumerate(zip(batch, made, strict=True), start=start):
             if isinstance(found, Refused):
                 strict = (found.kind is RefusalKind.NO_TARGET and contract.loss.no_target is NoTarget.ERROR) or (
@@ -128,7 +128,7 @@ def _encode_side(rows: Sequence[Row], contract: Contract, name: str, ctx: Contex
     return side
 
 
-def _encode_batch(batch: Sequence[Row], held_to: Mapping[RowRole, Contract]) -> list[list[Example] | Refused]:
+def encode_rows(batch: Sequence[Row], held_to: Mapping[RowRole, Contract]) -> list[list[Example] | Refused]:
     """Encode rows in their order, each under the contract as its role meets it."""
     made: dict[int, list[Example] | Refused] = {}
     for row_role, contract in held_to.items():

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Spec
-from tunesmith.core.stage import Context, Inputs, Summary, role, stage
+from tunesmith.core.stage import Context, Summary, stage
 from tunesmith.errors import ContractError, DataError
 from tunesmith.stages.answering import (
+    AnsweringInputs,
     Constrain,
     DtypeChoice,
     System,
@@ -36,15 +36,6 @@ if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
     from tunesmith.evals.questions import Question, Reply
     from tunesmith.evals.run import Answer, EvalItem
-
-
-class EvaluateInputs(Inputs):
-    """What evaluation needs. Without an adapter only the base model is measured."""
-
-    splits: Artifact = role("splits", table="split")
-    base: Artifact = role("base", table="fetch")
-    contract: Artifact = role("contract", table="contract")
-    adapter: Artifact | None = role("adapter", table="train", optional=True)
 
 
 class EvaluateSpec(Spec):
@@ -71,7 +62,7 @@ class EvaluateSpec(Spec):
 
 
 @stage(name="evaluate", version=3, produces="evaluation")
-def evaluate(inputs: EvaluateInputs, spec: EvaluateSpec, ctx: Context) -> Summary:
+def evaluate(inputs: AnsweringInputs, spec: EvaluateSpec, ctx: Context) -> Summary:
     """Measure base and tuned model on one side of the split; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
     from tunesmith.data.write import read_rows

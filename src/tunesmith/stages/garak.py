@@ -13,7 +13,6 @@ its report (`evals.garak_read`).
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +21,9 @@ from pydantic import Field
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import Spec
-from tunesmith.core.stage import Context, Inputs, Summary, role, stage
+from tunesmith.core.stage import Context, Summary, stage
 from tunesmith.stages.answering import (
+    AnsweringInputs,
     Dtype,
     DtypeChoice,
     provenance,
@@ -34,13 +34,20 @@ from tunesmith.stages.answering import (
     write_samples,
 )
 from tunesmith.stages.loopback import serve_chat
-from tunesmith.stages.outside import Program, find_program, run_program
+from tunesmith.stages.outside import (
+    Program,
+    find_program,
+    keep_files,
+    run_once,
+    run_program,
+    run_systems,
+    told_answer,
+)
 from tunesmith.types import JSON
 
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
     from tunesmith.evals.garak_read import Attempt, GarakRun
-    from tunesmith.evals.run import Answer
 
 INSTALL = "garak==0.17.1"
 """The version whose report was read when this was written."""
@@ -48,15 +55,6 @@ TARGET = "assistant"
 """Name of both systems: garak writes it into prompts, and paired systems must be asked the same."""
 _KEY = "OPENAICOMPATIBLE_API_KEY"
 _MAX_BATCH = 16
-
-
-class GarakInputs(Inputs):
-    """What garak needs. Without an adapter only the base model is measured."""
-
-    splits: Artifact = role("splits", table="split")
-    base: Artifact = role("base", table="fetch")
-    contract: Artifact = role("contract", table="contract")
-    adapter: Artifact | None = role("adapter", table="train", optional=True)
 
 
 class GarakSpec(Spec):
@@ -86,7 +84,7 @@ def check_garak(spec: GarakSpec, inputs: Mapping[str, Artifact | None]) -> list[
 
 
 @stage(name="garak", version=1, produces="evaluation", check=check_garak)
-def garak(inputs: GarakInputs, spec: GarakSpec, ctx: Context) -> Summary:
+def garak(inputs: AnsweringInputs, spec: GarakSpec, ctx: Context) -> Summary:
     """Run the probes on base and tuned model; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
     from tunesmith.evals.garak_read import corrected
@@ -97,14 +95,12 @@ def garak(inputs: GarakInputs, spec: GarakSpec, ctx: Context) -> Summary:
     contract = load_contract(inputs.contract.path)
     dtype, dtype_reason = resolve_dtype(spec.dtype, ctx.device)
     ctx.log("garak_start", {"version": program.version, "probes": list(spec.probes), "dtype": dtype})
-    runs: dict[str, GarakRun] = {}
-    timing: dict[str, dict[str, JSON]] = {}
-    for name, adapter in (("base", None), ("tuned", inputs.adapter)):
-        if name == "tuned" and adapter is None:
-            continue
-        runs[name], seconds = _run(name, adapter, inputs, spec, program, contract, dtype=dtype, ctx=ctx)
-        timing[name] = {"seconds": round(seconds, 3), "engine": f"garak {program.version} over loopback"}
-        ctx.log("garak_system", {"system": name, **timing[name], "attempts": len(runs[name].attempts)})
+    runs, timing = run_systems(
+        lambda name, adapter: _run(name, adapter, inputs, spec, program, contract, dtype=dtype, ctx=ctx),
+        adapter=inputs.adapter,
+        engine=f"garak {program.version} over loopback",
+        log=lambda name, took, run: ctx.log("garak_system", {"system": name, **took, "attempts": len(run.attempts)}),
+    )
     items = {
         attempt.item_id: EvalItem(
             row_id=attempt.item_id,
@@ -116,7 +112,18 @@ def garak(inputs: GarakInputs, spec: GarakSpec, ctx: Context) -> Summary:
         for run in runs.values()
         for attempt in run.attempts
     }
-    answers = [_answer(attempt, name, contract) for name, run in runs.items() for attempt in run.attempts]
+    answers = [
+        told_answer(
+            attempt.item_id,
+            name,
+            prompt=shown_turns(attempt),
+            output=attempt.output,
+            scores=attempt.scores,
+            contract=contract,
+        )
+        for name, run in runs.items()
+        for attempt in run.attempts
+    ]
     results = figures(list(items.values()), answers, better=lambda metric: "lower")
     for name, took in timing.items():
         results["timing"][name] |= took
@@ -151,7 +158,7 @@ def garak(inputs: GarakInputs, spec: GarakSpec, ctx: Context) -> Summary:
 def _run(
     name: str,
     adapter: Artifact | None,
-    inputs: GarakInputs,
+    inputs: AnsweringInputs,
     spec: GarakSpec,
     program: Program,
     contract: Contract,
@@ -166,10 +173,8 @@ def _run(
 
     work = ctx.work / name
     report, log = work / "run.report.jsonl", work / "garak.log"
-    seconds = 0.0
-    if not (work / "done").exists():
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+
+    def ask() -> float:
         engine = open_engine(
             inputs.base.path / "model",
             adapter_dir=adapter.path / "adapter" if adapter else None,
@@ -197,12 +202,11 @@ def _run(
                 ctx.log("garak_endpoint", {"system": name, "asked": endpoint.asked, "refused": endpoint.refused[:5]})
         finally:
             engine.close()
-        (work / "done").touch()
+        return seconds
+
+    seconds = run_once(work, ask)
     run = read_report(report)
-    kept = ctx.out / "garak" / name
-    kept.mkdir(parents=True)
-    for file in (report, log):
-        shutil.copyfile(file, kept / file.name)
+    keep_files((report, log), ctx.out / "garak" / name)
     return run, seconds
 
 
@@ -240,18 +244,3 @@ def shown_turns(attempt: Attempt) -> str:
     if len(attempt.conversation) == 1:
         return attempt.conversation[0][1]
     return "\n".join(f"{speaker}: {said}" for speaker, said in attempt.conversation)
-
-
-def _answer(attempt: Attempt, system: str, contract: Contract) -> Answer:
-    from tunesmith.evals.run import Answer
-
-    return Answer(
-        row_id=attempt.item_id,
-        system=system,
-        output=attempt.output,
-        finish_reason=None,  # the endpoint knew; garak's report does not
-        prompt_tokens=len(contract.tokenizer.encode(shown_turns(attempt)).ids),
-        output_tokens=len(contract.tokenizer.encode(attempt.output).ids),
-        seconds=None,
-        scores=attempt.scores,
-    )

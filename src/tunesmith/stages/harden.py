@@ -15,10 +15,11 @@ from pydantic import Field, model_validator
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
-from tunesmith.core.stage import Context, Inputs, Summary, role, stage
+from tunesmith.core.stage import Context, Summary, stage
 from tunesmith.errors import DataError, PlanError
 from tunesmith.evals.wrappers import Wrapper
 from tunesmith.stages.answering import (
+    AnsweringInputs,
     DtypeChoice,
     System,
     provenance,
@@ -67,15 +68,6 @@ class PublicSet(Spec):
         return self
 
 
-class HardenInputs(Inputs):
-    """What hardening needs. Without an adapter only the base model is measured."""
-
-    base: Artifact = role("base", table="fetch")
-    contract: Artifact = role("contract", table="contract")
-    splits: Artifact = role("splits", table="split")
-    adapter: Artifact | None = role("adapter", table="train", optional=True)
-
-
 class HardenSpec(Spec):
     """What to try."""
 
@@ -118,7 +110,7 @@ def check_harden(spec: HardenSpec, inputs: Mapping[str, Artifact | None]) -> lis
 
 
 @stage(name="harden", version=2, produces="evaluation", check=check_harden)
-def harden(inputs: HardenInputs, spec: HardenSpec, ctx: Context) -> Summary:
+def harden(inputs: AnsweringInputs, spec: HardenSpec, ctx: Context) -> Summary:
     """Attack base and tuned model with the same cases; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
     from tunesmith.evals.attacks import case_item, score_attack

@@ -23,9 +23,10 @@ from pydantic import Field
 
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.spec import ContentPath, Spec
-from tunesmith.core.stage import Context, Inputs, Summary, role, stage
+from tunesmith.core.stage import Context, Summary, stage
 from tunesmith.errors import ContractError, DataError
 from tunesmith.stages.answering import (
+    AnsweringInputs,
     DtypeChoice,
     provenance,
     resolve_dtype,
@@ -34,27 +35,26 @@ from tunesmith.stages.answering import (
     write_records,
     write_samples,
 )
-from tunesmith.stages.outside import Program, find_program, run_program
+from tunesmith.stages.outside import (
+    Program,
+    find_program,
+    keep_files,
+    run_once,
+    run_program,
+    run_systems,
+    told_answer,
+)
 from tunesmith.types import JSON, Conversation, Message, sha256_hex
 
 if TYPE_CHECKING:
     from tunesmith.chat.contract import Contract
     from tunesmith.evals.lm_eval_read import HarnessRun, HarnessSample
-    from tunesmith.evals.run import Answer, EvalItem
+    from tunesmith.evals.run import EvalItem
 
 INSTALL = "lm-eval[hf]==0.4.13"
 """The version whose files were read when this was written."""
 _ROLLING = "loglikelihood_rolling"
 """Tasks of this kind score plain text: no prompt is rendered."""
-
-
-class LmEvalInputs(Inputs):
-    """What the harness needs. Without an adapter only the base model is measured."""
-
-    splits: Artifact = role("splits", table="split")
-    base: Artifact = role("base", table="fetch")
-    contract: Artifact = role("contract", table="contract")
-    adapter: Artifact | None = role("adapter", table="train", optional=True)
 
 
 class LmEvalSpec(Spec):
@@ -87,7 +87,7 @@ def check_lm_eval(spec: LmEvalSpec, inputs: Mapping[str, Artifact | None]) -> li
 
 
 @stage(name="lm_eval", version=1, produces="evaluation", check=check_lm_eval)
-def lm_eval(inputs: LmEvalInputs, spec: LmEvalSpec, ctx: Context) -> Summary:
+def lm_eval(inputs: AnsweringInputs, spec: LmEvalSpec, ctx: Context) -> Summary:
     """Run the tasks on base and tuned model; return every figure of `results.json`."""
     from tunesmith.chat.contract import load_contract
     from tunesmith.evals.results import figures, pick_samples, prompt_digest
@@ -97,17 +97,26 @@ def lm_eval(inputs: LmEvalInputs, spec: LmEvalSpec, ctx: Context) -> Summary:
     contract = load_contract(inputs.contract.path)
     dtype, dtype_reason = resolve_dtype(spec.dtype, ctx.device)
     ctx.log("lm_eval_start", {"version": program.version, "tasks": list(spec.tasks), "dtype": dtype})
-    runs: dict[str, HarnessRun] = {}
-    timing: dict[str, dict[str, JSON]] = {}
-    for name, adapter in (("base", None), ("tuned", inputs.adapter)):
-        if name == "tuned" and adapter is None:
-            continue
-        runs[name], seconds = _run(name, adapter, inputs, spec, program, contract, dtype=dtype, ctx=ctx)
-        timing[name] = {"seconds": round(seconds, 3), "engine": f"lm-eval {program.version}, hf"}
-        ctx.log("lm_eval_system", {"system": name, **timing[name], "questions": len(runs[name].samples)})
+    runs, timing = run_systems(
+        lambda name, adapter: _run(name, adapter, inputs, spec, program, contract, dtype=dtype, ctx=ctx),
+        adapter=inputs.adapter,
+        engine=f"lm-eval {program.version}, hf",
+        log=lambda name, took, run: ctx.log("lm_eval_system", {"system": name, **took, "questions": len(run.samples)}),
+    )
     check_same_questions(runs)
     items = [_item(sample, contract) for sample in runs["base"].samples]
-    answers = [_answer(sample, name, contract) for name, run in runs.items() for sample in run.samples]
+    answers = [
+        told_answer(
+            sample.item_id,
+            name,
+            prompt=sample.prompt,
+            output=sample.output,
+            scores=sample.scores,
+            contract=contract,
+        )
+        for name, run in runs.items()
+        for sample in run.samples
+    ]
     results = figures(items, answers, better=runs["base"].better.__getitem__)
     for name, took in timing.items():
         results["timing"][name] |= took
@@ -139,7 +148,7 @@ def lm_eval(inputs: LmEvalInputs, spec: LmEvalSpec, ctx: Context) -> Summary:
 def _run(
     name: str,
     adapter: Artifact | None,
-    inputs: LmEvalInputs,
+    inputs: AnsweringInputs,
     spec: LmEvalSpec,
     program: Program,
     contract: Contract,
@@ -152,10 +161,8 @@ def _run(
 
     work = ctx.work / name
     done, log = work / "written", work / "lm_eval.log"
-    seconds = 0.0
-    if not (work / "done").exists():
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+
+    def ask() -> float:
         model_dir = work / "model"
         write_model_folder(model_dir, base=inputs.base, adapter=adapter, contract_dir=inputs.contract.path, dtype=dtype)
         config = work / "config.json"  # JSON is YAML, which is what lm-eval reads
@@ -170,13 +177,12 @@ def _run(
             ctx=ctx,
         )
         shutil.rmtree(model_dir)
-        (work / "done").touch()
+        return seconds
+
+    seconds = run_once(work, ask)
     run = read_run(done)
     check_contract_kept(run, contract)
-    kept = ctx.out / "lm_eval" / name
-    kept.mkdir(parents=True)
-    for file in [*done.rglob("*.json"), *done.rglob("*.jsonl"), log]:
-        shutil.copyfile(file, kept / file.name)
+    keep_files([*done.rglob("*.json"), *done.rglob("*.jsonl"), log], ctx.out / "lm_eval" / name)
     return run, seconds
 
 
@@ -281,21 +287,6 @@ def _item(sample: HarnessSample, contract: Contract) -> EvalItem:
         prompt=sample.prompt,
         expected=sample.expected,
         slices={"task": sample.task},
-    )
-
-
-def _answer(sample: HarnessSample, system: str, contract: Contract) -> Answer:
-    from tunesmith.evals.run import Answer
-
-    return Answer(
-        row_id=sample.item_id,
-        system=system,
-        output=sample.output,
-        finish_reason=None,  # lm-eval cuts answers at its own stop words and does not say which ended
-        prompt_tokens=len(contract.tokenizer.encode(sample.prompt).ids),
-        output_tokens=len(contract.tokenizer.encode(sample.output).ids),
-        seconds=None,
-        scores=sample.scores,
     )
 
 

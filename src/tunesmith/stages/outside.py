@@ -3,8 +3,9 @@
     python = find_program("lm_eval", python="/opt/lm-eval/bin/python", where="lm_eval.python", install="lm-eval[hf]")
     run_program([python.executable, "-m", "lm_eval", ...], name="lm-eval", cwd=..., log=..., max_seconds=600, ctx=ctx)
 
-What lives here: finding the package in the other interpreter, starting, waiting, stopping, and the errors of all three.
-What does not: what is asked of a program and how its files are read (the stage that uses it).
+What lives here: finding the package in the other interpreter, starting, waiting, stopping, and the errors of all three;
+running it over base and tuned model, and an answer as such a program tells it. What does not: what a program is asked,
+and how its files are read (the stage that uses it).
 
 Evaluation tools pin versions that contradict each other and this package, so each lives in an environment of its own.
 """
@@ -17,12 +18,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
+from tunesmith.core.artifact import Artifact
 from tunesmith.core.stage import Context
 from tunesmith.errors import PlanError, TunesmithError
+from tunesmith.types import JSON
+
+if TYPE_CHECKING:
+    from tunesmith.chat.contract import Contract
+    from tunesmith.evals.run import Answer
+
+_Run = TypeVar("_Run")
 
 _LOOK_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -123,6 +133,62 @@ def run_program(
             hint="its whole output stands in that file",
         )
     return time.monotonic() - started
+
+
+def run_systems(
+    run: Callable[[str, Artifact | None], tuple[_Run, float]],
+    *,
+    adapter: Artifact | None,
+    engine: str,
+    log: Callable[[str, dict[str, JSON], _Run], None],
+) -> tuple[dict[str, _Run], dict[str, dict[str, JSON]]]:
+    """Run a program over the base and, where there is an adapter, the tuned model; return runs and timing by system."""
+    runs: dict[str, _Run] = {}
+    timing: dict[str, dict[str, JSON]] = {}
+    for name, tuned in (("base", None), ("tuned", adapter)):
+        if name == "tuned" and tuned is None:
+            continue
+        runs[name], seconds = run(name, tuned)
+        timing[name] = {"seconds": round(seconds, 3), "engine": engine}
+        log(name, timing[name], runs[name])
+    return runs, timing
+
+
+def run_once(work: Path, run: Callable[[], float]) -> float:
+    """Run in an empty `work` and return the seconds: 0 where an attempt that was cut short had finished there."""
+    done = work / "done"
+    if done.exists():
+        return 0.0
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    seconds = run()
+    done.touch()
+    return seconds
+
+
+def keep_files(files: Iterable[Path], folder: Path) -> None:
+    """Copy a program's own files beside the results."""
+    folder.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
+def told_answer(
+    item_id: str, system: str, *, prompt: str, output: str, scores: Mapping[str, float], contract: Contract
+) -> Answer:
+    """Return an answer as another program tells it, which knows neither why it ended nor what it took."""
+    from tunesmith.evals.run import Answer
+
+    return Answer(
+        row_id=item_id,
+        system=system,
+        output=output,
+        finish_reason=None,
+        prompt_tokens=len(contract.tokenizer.encode(prompt).ids),
+        output_tokens=len(contract.tokenizer.encode(output).ids),
+        seconds=None,
+        scores=scores,
+    )
 
 
 def _environment() -> dict[str, str]:
