@@ -12,6 +12,7 @@ settings and their checks (`stages.training`), starting several processes (`stag
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.artifact import Artifact
 from tunesmith.core.stage import Context, Estimate, Inputs, Summary, role, stage
 from tunesmith.errors import TrainingError
+from tunesmith.memory import release_free_memory
 from tunesmith.stages.training import Assembled, Full, TrainSpec, assemble, check, check_contract, order_of
 from tunesmith.stages.training_advice import card_notes
 from tunesmith.stages.training_mix import mix_account, mix_text, read_mix_origins
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from tunesmith.train.loop import Result
     from tunesmith.train.passes import Choice
     from tunesmith.train.validation import Figure
+    from tunesmith.train.verify import Reference
     from tunesmith.train.world import World
 
 
@@ -102,7 +105,7 @@ def train_process(
     from tunesmith.train.loop import run_training
     from tunesmith.train.memory import peak_bytes
     from tunesmith.train.scaling import LossScale
-    from tunesmith.train.verify import rounding_warning
+    from tunesmith.train.verify import live_logits, read_back, rounding_warning, verify_trained
     from tunesmith.train.world import World
 
     world = world or World()
@@ -156,22 +159,34 @@ def train_process(
             other_world="refuse" if spec.parallel is None else spec.parallel.other_world,
         )
 
-    trained_loss = _proof_loss(choice, val or rows, made)
+    proof_table = val or rows
+    trained_loss = _proof_loss(choice, proof_table, made)
     memory = max(world.gathered(peak_bytes(ctx.device)))
     whole = with_whole_weights(made, world, lambda: assembled("cpu"))
     if whole is None:
         return {}
-    verified = _save(whole, ctx.out / "adapter", base / "model", dtype, val or rows, trained_loss, choice)
+    _save(whole, ctx.out / "adapter")
+    facts = {
+        **_pass_summary(choice),
+        "trainable_parameters": sum(parameter.numel() for parameter in whole.parameters.values()),
+        "adapted_layers": count_adapted_layers(whole.model),
+    }
+    live, device = live_logits(whole.model, proof_table), next(whole.model.parameters()).device
+    reference: Reference = "float32" if choice.loss_pass.name == "fused" else "own dtype"
+    del made, whole, choice  # The check reads the model once more; what was trained need not lie beside it.
+    gc.collect()
+    release_free_memory()
+    folder = ctx.out / "adapter"
+    saved = read_back(folder, base_dir=base / "model", dtype=dtype, device=device, table=proof_table)
+    verified = verify_trained(folder, saved, live=live, trained_loss=trained_loss, reference=reference, dtype=dtype)
     return {
         **arithmetic,
         **_outcome(spec, result, _write_curves(ctx.work / "metrics.jsonl", ctx.out), rounding_warning(verified, dtype)),
+        **facts,
         "dtype": dtype,
         "dtype_measured": speeds,
-        **_pass_summary(choice),
         "trained": spec.adapter.kind,
         "base_stored_in": None if spec.quantisation is None else str(spec.quantisation),
-        "trainable_parameters": sum(parameter.numel() for parameter in whole.parameters.values()),
-        "adapted_layers": count_adapted_layers(whole.model),
         "device": ctx.device,
         "peak_memory_bytes": max(memory, peak_bytes(ctx.device)),
         "verified": verified,
@@ -251,31 +266,12 @@ def _proof_loss(choice: Choice, table: ExampleTable, made: Assembled) -> float:
     return proof_loss(choice.loss_pass, table, device=next(iter(made.parameters.values())).device)
 
 
-def _save(
-    whole: Assembled,
-    folder: Path,
-    base_dir: Path,
-    dtype: DtypeName,
-    table: ExampleTable,
-    trained_loss: float,
-    choice: Choice,
-) -> dict[str, JSON]:
-    """Save what was trained, read it back, and return how the two compare."""
+def _save(whole: Assembled, folder: Path) -> None:
     from tunesmith.model.lora import unmoved_tensors
-    from tunesmith.train.verify import verify_trained
 
     if still := unmoved_tensors(whole.model):
         raise TrainingError(f"{len(still)} layers of the adapter did not move", where=", ".join(still[:3]))
     whole.save(folder)
-    return verify_trained(
-        whole.model,
-        folder,
-        base_dir=base_dir,
-        dtype=dtype,
-        trained_loss=trained_loss,
-        reference="float32" if choice.loss_pass.name == "fused" else "own dtype",
-        table=table,
-    )
 
 
 class _Choices:

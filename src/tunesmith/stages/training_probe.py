@@ -8,6 +8,7 @@ function that starts it for `tunesmith plan`. What does not: the settings (`stag
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -20,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.core.stage import Estimate
+from tunesmith.memory import release_free_memory
 from tunesmith.stages.training import Assembled, TrainSpec, assemble, order_of
 from tunesmith.stages.training_mix import read_mix_origins
 from tunesmith.stages.training_watch import general_table, metric_of
 from tunesmith.types import JSON
 
 if TYPE_CHECKING:
-    from tunesmith.model.load import DtypeName
     from tunesmith.train.batches import FlatBatch
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.passes import LossPass
@@ -72,11 +73,14 @@ def measure(
     spec: TrainSpec, *, base: Path, examples: Path, device: str, contract: Path | None = None
 ) -> dict[str, JSON]:
     """Train a few passes with a learning rate of 0 and return seconds and bytes of the whole run."""
+    import torch
+
     from tunesmith.stages.train import choose_dtype
     from tunesmith.train.batches import flatten, micro_batches
     from tunesmith.train.examples import read_examples
     from tunesmith.train.memory import peak_bytes
     from tunesmith.train.passes import choose_pass
+    from tunesmith.train.verify import read_back
 
     started = time.perf_counter()
     rows, val = (read_examples(examples / f"{side}.parquet") for side in ("train", "val"))
@@ -111,7 +115,15 @@ def measure(
         _eval_seconds(made, choice.loss_pass, table, passes_of, device) for table in held_out if len(table)
     )
     metric_seconds = 0.0 if spec.task_metric is None or contract is None else _metric_seconds(spec, made, contract, val)
-    verify_seconds = _seconds_of_writing(spec, made, base / "model", dtype, rows, device)
+    summary = {"pass": choice.loss_pass.name, "dtype": dtype}
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = _write(made, Path(scratch))
+        del made, choice  # As after a run: what was trained is gone when the result is read back.
+        gc.collect()
+        release_free_memory()
+        read_back(saved, base_dir=base / "model", dtype=dtype, device=torch.device(device), table=rows)
+    verify_seconds = time.perf_counter() - begin
 
     train_rows = sum(map(_size, batches)) * total_steps / counted
     eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
@@ -126,8 +138,7 @@ def measure(
         "memory_bytes": peak_bytes(device),
         "passes": len(batches),
         "longest_rows": _size(batches[-1]),
-        "pass": choice.loss_pass.name,
-        "dtype": dtype,
+        **summary,
         "tokens_per_second": sum(batch.num_tokens for batch in batches) * total_steps / counted / train_seconds,
     }
 
@@ -165,38 +176,21 @@ def _metric_seconds(spec: TrainSpec, made: Assembled, contract: Path, val: Examp
     return time.perf_counter() - begin
 
 
-def _seconds_of_writing(
-    spec: TrainSpec, made: Assembled, model_dir: Path, dtype: DtypeName, rows: ExampleTable, device: str
-) -> float:
-    """Write a checkpoint and the result, and read the result back beside the model as the check after the save does.
-
-    Returns the seconds; the memory that it takes is why it is done at all.
-    """
-    import torch
-
-    from tunesmith.model.load import load_model
+def _write(made: Assembled, folder: Path) -> Path:
+    """Write a checkpoint and the result as a run does, for the time and memory that it takes; return the result."""
     from tunesmith.train.checkpoint import Counters, Identity, save_checkpoint
-    from tunesmith.train.passes import DocumentPass
-    from tunesmith.train.verify import proof_loss
 
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        save_checkpoint(
-            Path(scratch),
-            parameters=made.parameters,
-            best={name: parameter.detach().cpu().clone() for name, parameter in made.parameters.items()},
-            optimizer=made.optimizer,
-            counters=Counters(),
-            identity=Identity(data="probe", settings="probe"),
-        )
-        saved = Path(scratch) / "result"
-        made.save(saved)
-        load_model(model_dir, dtype=dtype, quantisation=spec.quantisation)
-        for number_format in dict.fromkeys((dtype, "float32")):
-            reloaded = load_model(model_dir, dtype=number_format, adapter_dir=saved).to(device)
-            proof_loss(DocumentPass(reloaded, attention="sdpa"), rows, device=torch.device(device))
-            del reloaded
-    return time.perf_counter() - begin
+    save_checkpoint(
+        folder,
+        parameters=made.parameters,
+        best={name: parameter.detach().cpu().clone() for name, parameter in made.parameters.items()},
+        optimizer=made.optimizer,
+        counters=Counters(),
+        identity=Identity(data="probe", settings="probe"),
+    )
+    saved = folder / "result"
+    made.save(saved)
+    return saved
 
 
 def _size(batch: FlatBatch) -> int:

@@ -7,14 +7,15 @@ files' tensors with the live ones (`model.lora.save_adapter`, `model.full.save_m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from tunesmith.errors import TrainingError
-from tunesmith.model.load import DtypeName, load_model, torch_dtype
-from tunesmith.model.quantised import read_record
+from tunesmith.model.load import DtypeName, apply_adapter, is_whole_model, load_model, torch_dtype
+from tunesmith.model.quantised import cast_, read_record
 from tunesmith.train.batches import flatten
 from tunesmith.train.examples import ExampleTable
 from tunesmith.train.passes import LOSS_TOLERANCE, DocumentPass, LossPass, base_of, proof_examples
@@ -26,47 +27,67 @@ LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-
 """Largest norm of the difference of logits, relative to their norm: live model against reloaded one."""
 
 
+def live_logits(model: torch.nn.Module, table: ExampleTable) -> list[torch.Tensor]:
+    """Return what a model computes on the proof's examples of a table: float32 `[1, tokens, vocabulary]` for each."""
+    return _logits(model, _proof_tokens(table, next(model.parameters()).device))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBack:
+    """What lies on disk, on a few examples."""
+
+    base_logits: list[torch.Tensor]
+    logits: list[torch.Tensor]
+    loss: float
+    """In the dtype of training."""
+    loss_float32: float
+    """Of the same weights."""
+
+
+def read_back(folder: Path, *, base_dir: Path, dtype: DtypeName, device: torch.device, table: ExampleTable) -> ReadBack:
+    """Load what was saved into a fresh model and compute with it; one model is in memory at a time."""
+    tokens = _proof_tokens(table, device)
+    base: Any = load_model(base_dir, dtype=dtype, quantisation=read_record(folder)).to(device)
+    base_logits = _logits(base, tokens)
+    if is_whole_model(folder):
+        del base
+        reloaded = load_model(folder, dtype=dtype).to(device)
+    else:
+        reloaded = apply_adapter(base, folder)
+    logits = _logits(reloaded, tokens)
+    loss = loss_float32 = proof_loss(DocumentPass(reloaded, attention="sdpa"), table, device=device)
+    if dtype != "float32":
+        cast_(reloaded.float(), torch.float32)
+        loss_float32 = proof_loss(DocumentPass(reloaded, attention="sdpa"), table, device=device)
+    return ReadBack(base_logits=base_logits, logits=logits, loss=loss, loss_float32=loss_float32)
+
+
 def verify_trained(
-    model: torch.nn.Module,
     folder: Path,
+    saved: ReadBack,
     *,
-    base_dir: Path,
-    dtype: DtypeName,
+    live: Sequence[torch.Tensor],
     trained_loss: float,
     reference: Reference,
-    table: ExampleTable,
+    dtype: DtypeName,
 ) -> dict[str, JSON]:
-    """Return how what was saved compares with what was trained, on a few examples of `table`.
+    """Return how what was saved compares with what was trained, on a few examples.
 
-    `trained_loss` is their `proof_loss` as training computes it.
+    `live` are the trained model's `live_logits`, and `trained_loss` the examples' `proof_loss` as training computes it:
+    the model itself is not needed any more.
 
     The loss of the reloaded model is the one that training computed, in the dtype of `reference`. PEFT in bfloat16 adds
     the adapter's output to an already rounded product and loses the small updates of a young adapter (measured: 1.22
-    against 1.09 after six steps). A pass that folds the adapter into the product does not, and is held to float32; one
-    over transformers' own layers does the same, and is held to the reloaded model in its own dtype. Both losses are
-    returned, as `loss_float32` and `loss_reloaded`; `rounding_warning` words a difference.
+    against 1.09 after six steps). A pass that folds the adapter into the product does not, and is held to the same
+    weights in float32; one over transformers' own layers does the same, and is held to the reloaded model in its own
+    dtype. Both losses are returned, as `loss_float32` and `loss_reloaded`; `rounding_warning` words a difference.
 
     Raises `TrainingError` where the reloaded logits are not the live model's, where the loss is not what training
     computed, or where the base model computes the same.
     """
-    examples = proof_examples(table)
-    device = next(model.parameters()).device
     compute = torch_dtype(dtype)
-    tokens = [torch.tensor(table.example(index)[0], dtype=torch.int64, device=device)[None] for index in examples]
-    live = _logits(model, tokens)
-    base = load_model(base_dir, dtype=dtype, quantisation=read_record(folder))
-    plain = _logits(base.to(device), tokens)
-    del base
-    reloaded = load_model(base_dir, dtype=dtype, adapter_dir=folder).to(device)
-    saved = _logits(reloaded, tokens)
-    difference = max(_relative(mine, theirs) for mine, theirs in zip(saved, live, strict=True))
-    moved = max(_relative(mine, theirs) for mine, theirs in zip(saved, plain, strict=True))
-    reloaded_loss = proof_loss(DocumentPass(reloaded, attention="sdpa"), table, device=device)
-    saved_loss = reloaded_loss
-    if compute is not torch.float32:
-        del reloaded
-        exact = load_model(base_dir, dtype="float32", adapter_dir=folder).to(device)
-        saved_loss = proof_loss(DocumentPass(exact, attention="sdpa"), table, device=device)
+    difference = max(_relative(mine, theirs) for mine, theirs in zip(saved.logits, live, strict=True))
+    moved = max(_relative(mine, theirs) for mine, theirs in zip(saved.logits, saved.base_logits, strict=True))
     if not difference <= LOGIT_TOLERANCE[compute]:
         raise TrainingError(
             "the saved weights do not compute what the trained model computes",
@@ -76,7 +97,7 @@ def verify_trained(
         )
     if moved == 0.0:
         raise TrainingError("the saved weights change nothing: their logits are the base model's", where=str(folder))
-    compared = saved_loss if reference == "float32" else reloaded_loss
+    compared = saved.loss_float32 if reference == "float32" else saved.loss
     if not _close(compared, trained_loss, compute):
         raise TrainingError(
             f"the reloaded model's {reference} loss is not the one that training computed",
@@ -88,9 +109,9 @@ def verify_trained(
         "logit_difference": difference,
         "logit_change_from_base": moved,
         "loss_live": trained_loss,
-        "loss_float32": saved_loss,
-        "loss_reloaded": reloaded_loss,
-        "examples": len(examples),
+        "loss_float32": saved.loss_float32,
+        "loss_reloaded": saved.loss,
+        "examples": len(live),
     }
 
 
@@ -114,6 +135,13 @@ def proof_loss(loss_pass: LossPass, table: ExampleTable, *, device: torch.device
     batch = flatten(table, proof_examples(table), share_prefixes=loss_pass.shares_prefixes, device=device)
     with torch.no_grad():
         return float(loss_pass.loss(batch, denominator=float(batch.weights.sum())))
+
+
+def _proof_tokens(table: ExampleTable, device: torch.device) -> list[torch.Tensor]:
+    """Return ids `[1, tokens]` of each of the proof's examples."""
+    return [
+        torch.tensor(table.example(index)[0], dtype=torch.int64, device=device)[None] for index in proof_examples(table)
+    ]
 
 
 def _logits(model: torch.nn.Module, tokens: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -41,3 +46,33 @@ def test_onednn_never_sees_columns_of_a_wider_matrix(monkeypatch):
     torch.testing.assert_close(products.product(wide.T, wide[:, :140]), wide.T @ wide[:, :140])
     assert len(seen) == 3
     assert all(weight.is_contiguous() or weight.t().is_contiguous() for weight in seen)
+
+
+MANY_SHAPES = """
+import resource
+import torch
+from tunesmith.memory import release_free_memory
+from tunesmith.model import products
+
+def resident():
+    release_free_memory()
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+torch.set_num_threads(1)
+weight = torch.zeros(608, 512, dtype=torch.bfloat16)
+def multiply(rows):
+    torch.ones(rows, 608, dtype=torch.bfloat16) @ weight
+for rows in range(1, 200):
+    multiply(rows)
+before = resident()
+for rows in range(200, 400):
+    multiply(rows)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads /proc")
+def test_products_of_many_shapes_leave_little_behind():
+    given = {name: text for name, text in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
+    ran = subprocess.run([sys.executable, "-c", MANY_SHAPES], capture_output=True, text=True, check=True, env=given)
+    assert int(ran.stdout) < 50e6
