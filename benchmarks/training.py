@@ -1,4 +1,4 @@
-"""Tokens for each CPU-second of training: this engine against transformers' Trainer and TRL, on the same work.
+"""Tokens for each CPU-second of training: this engine against transformers' Trainer, TRL and LLaMA-Factory.
 
     python benchmarks/training.py                                    every workload, into docs/performance.md
     python benchmarks/training.py --workload rows --steps 3          one of them, to the terminal
@@ -7,8 +7,8 @@ Same rows in the same order, same adapter to begin with, same optimizer. Every c
 (`training_worker.py`); they take turns step by step, so that a busy machine is as busy for all. Counted are tokens
 without padding and CPU seconds of the steps after the first, with one thread; then wall time with two.
 
-What lives here: workloads, turns, the table and the plot. The peers are installed into a virtual environment of their
-own beside the base model; one that cannot be installed is left out, and the table says so.
+What lives here: workloads, turns, the table and the plot. The peers are installed into virtual environments of their
+own beside the base model; one that cannot be installed is left out, and the page says so.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training_peers import LLAMA_FACTORY, PEERS, TRL, peer_python
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 WORKER = HERE / "training_worker.py"
 BEGIN, END = "<!-- begin: make bench -->", "<!-- end: make bench -->"
 HELD_OUT = 16
+WALL_STEPS = 3
 SAME_LOSS = 0.005
 """Held-out losses further apart than this are not the same work."""
-
-PEER_PACKAGES = ("peft", "transformers", "accelerate", "datasets")
-TRL = "trl==1.16.0"
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,17 @@ class Contender:
     name: str
     kind: str
     settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_peer(self) -> bool:
-        """Whether it runs in the peers' environment."""
-        return self.kind != "ours"
+        """Whether it runs in an environment of peers."""
+        return self.kind in PEERS
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained; `steps` of `batch` rows."""
+    """What is trained; steps of `batch` rows."""
 
     title: str
     contenders: tuple[Contender, ...]
@@ -61,31 +62,71 @@ class Workload:
     batch: int = 16
     dtype: str = "bfloat16"
     job: str = "lora"
+    steps: int | None = None
+    """Where the command line does not decide."""
+    reference: Contender | None = None
+    """Whose loss the others are held against, step by step; then nothing else is told."""
+
+
+def peer(name: str, kind: str, *, micro: int = 1) -> Contender:
+    """Return a peer with so many rows at a time."""
+    return Contender(name, kind, {"micro": micro})
 
 
 OURS = Contender("tunesmith", "ours", {"max_tokens": 4096})
 LEAN = Contender("tunesmith, passes of 600 tokens", "ours", {"max_tokens": 600})
-UNSHARED = Contender("tunesmith, no prefix shared", "ours", {"max_tokens": 4096, "share_prefixes": False})
-TRAINER = Contender("transformers Trainer, 1 x 16", "trainer", {"micro": 1})
-TRL_TUNED = Contender("TRL, 1 x 16", "trl", {"micro": 1})
-TRL_DEFAULT = Contender("TRL, 8 x 2 (its default batch)", "trl", {"micro": 8})
-TRAINER_2 = Contender("transformers Trainer, 1 x 2", "trainer", {"micro": 1})
-TRL_2 = Contender("TRL, 1 x 2", "trl", {"micro": 1})
+TRAINER = peer("transformers Trainer, 1 x 16", "trainer")
+TRL_TUNED = peer("TRL, 1 x 16", "trl")
+TRL_DEFAULT = peer("TRL, 8 x 2 (its default batch)", "trl", micro=8)
+FACTORY = peer("LLaMA-Factory, 1 x 16", "llama-factory")
 
 WORKLOADS = {
     "rows": Workload(
         "Instruction rows, only the template's 24 tokens in common",
-        (OURS, LEAN, UNSHARED, TRAINER, TRL_TUNED, TRL_DEFAULT),
+        (OURS, LEAN, TRAINER, TRL_TUNED, TRL_DEFAULT, FACTORY),
     ),
-    "system": Workload("Rows that share a system prompt of 190 tokens", (OURS, TRAINER, TRL_TUNED), rows="system"),
+    "system": Workload(
+        "Rows that share a system prompt of 190 tokens", (OURS, TRAINER, TRL_TUNED, FACTORY), rows="system"
+    ),
     "float32": Workload("Instruction rows in float32", (OURS, TRAINER, TRL_TUNED), dtype="float32"),
-    "full": Workload("Every weight trained, instruction rows", (OURS, TRAINER, TRL_TUNED), job="full"),
-    "long": Workload("Rows of 2,048 tokens, two a step", (OURS, TRAINER_2, TRL_2), rows="long", batch=2),
+    "full": Workload("Every weight trained, instruction rows", (OURS, TRAINER, TRL_TUNED, FACTORY), job="full"),
+    "long": Workload(
+        "Rows of 2,048 tokens, two a step",
+        (
+            OURS,
+            peer("transformers Trainer, 1 x 2", "trainer"),
+            peer("TRL, 1 x 2", "trl"),
+            peer("LLaMA-Factory, 1 x 2", "llama-factory"),
+        ),
+        rows="long",
+        batch=2,
+    ),
+    "levers": Workload(
+        "This engine without one of its parts, instruction rows",
+        (
+            OURS,
+            Contender("each row's prefix computed again", "ours", {"max_tokens": 4096, "share_prefixes": False}),
+            Contender(
+                "loops and attention by torch", "ours", {"max_tokens": 4096}, environment={"TUNESMITH_KERNELS": "torch"}
+            ),
+            Contender("row by row", "ours", {"max_tokens": 1}),
+            Contender("activations computed twice", "ours", {"max_tokens": 4096, "checkpointing": True}),
+            Contender("transformers' layers, flat batches", "ours", {"max_tokens": 4096, "pass": "flat"}),
+            Contender("transformers' layers, row by row", "ours", {"max_tokens": 4096, "pass": "document"}),
+        ),
+    ),
+    "follow": Workload(
+        "Losses of 30 steps in bfloat16 against float32, 4 instruction rows a step",
+        (OURS, peer("transformers Trainer, 1 x 4", "trainer"), peer("TRL, 1 x 4", "trl")),
+        batch=4,
+        steps=30,
+        reference=Contender("tunesmith in float32", "ours", {"max_tokens": 4096, "dtype": "float32"}),
+    ),
 }
 
 
-def prepare(folder: Path, peers: Path | None) -> tuple[Path, Path | None]:
-    """Return the base model's folder and the peers' Python, made where they are not there yet."""
+def base_model(folder: Path) -> Path:
+    """Return the folder of SmolLM2-135M-Instruct, made where it is not there yet."""
     base = folder / "base"
     if not (base / "config.json").is_file():
         from tunesmith.model.fetch import complete_folder, resolve_source
@@ -96,28 +137,7 @@ def prepare(folder: Path, peers: Path | None) -> tuple[Path, Path | None]:
         base.mkdir(parents=True, exist_ok=True)
         convert_gguf(source, base)
         complete_folder(base)
-    if peers is not None:
-        return base, peers
-    python = folder / "peers" / "bin" / "python"
-    ready = folder / "peers" / "ready"
-    if not ready.is_file():
-        versions = [
-            line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-            if line.partition("==")[0] in PEER_PACKAGES
-        ]  # fmt: skip
-        torch_version = subprocess.run(
-            [sys.executable, "-c", "import torch; print(torch.__version__.partition('+')[0])"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-        try:
-            subprocess.run([sys.executable, "-m", "venv", str(folder / "peers")], check=True)
-            for packages in ([f"torch=={torch_version}"], [*versions, TRL, "datasets"]):
-                subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            print(f"the peers cannot be installed, so this engine runs alone: {error}", flush=True)
-            return base, None
-        ready.touch()
-    return base, python
+    return base
 
 
 def write_rows(workload: Workload, base: Path, folder: Path, *, steps: int) -> tuple[Path, list[int]]:
@@ -147,7 +167,9 @@ class Running:
 
     def __init__(self, contender: Contender, job: dict[str, Any], python: Path, log: Path, *, threads: int) -> None:
         self.contender, self.log = contender, log
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **contender.environment
+        }  # fmt: skip
         if contender.is_peer:
             environment.pop("PYTHONPATH", None)
         command = [str(python), str(WORKER), json.dumps({**job, "contender": contender.kind, **contender.settings})]
@@ -176,16 +198,17 @@ class Running:
         return self.answer()
 
 
-def measure(workload: Workload, base: Path, python: Path | None, folder: Path, *, steps: int, threads: int) -> dict:
+def measure(
+    workload: Workload, base: Path, pythons: dict[str, Path | None], folder: Path, *, steps: int, threads: int
+) -> dict:
     """Let the contenders of a workload take turns; return what each said."""
     file, tokens = write_rows(workload, base, folder, steps=steps)
     job = {"base": str(base), "rows": str(file), "dtype": workload.dtype, "job": workload.job}
-    own = Path(sys.executable)
-    running = [
-        Running(one, job, python if one.is_peer and python else own, folder / f"log-{at}", threads=threads)
-        for at, one in enumerate(workload.contenders)
-        if python is not None or not one.is_peer
-    ]  # fmt: skip
+    running = []
+    for at, one in enumerate((*workload.contenders, *([workload.reference] if workload.reference else []))):
+        python = pythons[PEERS[one.kind]] if one.is_peer else Path(sys.executable)
+        if python is not None:
+            running.append(Running(one, job, python, folder / f"log-{at}", threads=threads))
     said: dict[Running, list[dict[str, float]]] = {one: [] for one in running}
 
     def hear(ask: Callable[[Running], dict[str, float]]) -> None:
@@ -219,7 +242,7 @@ def measure(workload: Workload, base: Path, python: Path | None, folder: Path, *
 
 
 def table_of(workload: Workload, results: dict[str, Any]) -> list[str]:
-    """Return a workload's results as Markdown."""
+    """Return a workload's speed, memory and held-out loss as Markdown."""
     found, wall = results["cpu"], results["wall"]
     timed = len(next(iter(found.values()))["rates"])
     rates = {name: statistics.median(run["rates"]) for name, run in found.items()}
@@ -244,7 +267,42 @@ def table_of(workload: Workload, results: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def machine_text(python: Path | None) -> str:
+def levers_table(workload: Workload, results: dict[str, Any]) -> list[str]:
+    """Return what each part of this engine brings, as Markdown."""
+    found = results["cpu"]
+    whole = found[OURS.name]
+    lines = [
+        f"### {workload.title}", "",
+        f"{workload.batch} rows a step, {len(whole['rates'])} timed, the machine's load {results['load']:.1f}.", "",
+        "| without | tokens/CPU-s | the whole engine is faster by | peak memory |", "|---|--:|--:|--:|",
+    ]  # fmt: skip
+    rate = statistics.median(whole["rates"])
+    for name, run in found.items():
+        other = statistics.median(run["rates"])
+        faster = "" if run is whole else f"{rate / other:.2f} times"
+        lines.append(
+            f"| {'nothing' if run is whole else name} | {other:,.0f} | {faster} | {run['peak_bytes'] / 1e9:.2f} GB |"
+        )
+    return [*lines, ""]
+
+
+def follow_table(workload: Workload, results: dict[str, Any]) -> list[str]:
+    """Return how far each contender's losses are from those of the reference, as Markdown."""
+    found = results["cpu"]
+    assert workload.reference is not None
+    exact = found[workload.reference.name]["losses"]
+    lines = [f"### {workload.title}", "", "| contender | largest | median | of the last step |", "|---|--:|--:|--:|"]
+    for one in workload.contenders:
+        if one.name in found:
+            off = [abs(loss - true) / true for loss, true in zip(found[one.name]["losses"], exact, strict=True)]
+            lines.append(f"| {one.name} | {max(off):.1e} | {statistics.median(off):.1e} | {off[-1]:.1e} |")
+    return [*lines, ""]
+
+
+TABLES = {"levers": levers_table, "follow": follow_table}
+
+
+def machine_text(pythons: dict[str, Path | None]) -> str:
     """Return where and with what this was measured."""
     import peft
     import torch
@@ -255,10 +313,11 @@ def machine_text(python: Path | None) -> str:
          if line.startswith("model name")),
         platform.processor(),
     )  # fmt: skip
-    peers = TRL.replace("==", " ") if python is not None else "no peers: they could not be installed"
+    peers = {"trl": TRL, "llama-factory": LLAMA_FACTORY}
+    said = [text.replace("==", " ") if pythons[name] else f"no {name}: not installed" for name, text in peers.items()]
     return (
         f"{cpu}, {os.cpu_count()} cores. torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, PEFT {peft.__version__}, {peers}. "
+        f"transformers {transformers.__version__}, PEFT {peft.__version__}, {', '.join(said)}. "
         f"SmolLM2-135M, LoRA r=16 on all linear layers unless said otherwise, AdamW. Medians of the timed steps."
     )
 
@@ -276,25 +335,36 @@ def main() -> None:
     parser.add_argument("--workload", choices=sorted(WORKLOADS), action="append")
     parser.add_argument("--steps", type=int, default=4, help="of each contender, the first of them not timed")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
-    parser.add_argument("--python-of-peers", type=Path, help="a Python that has TRL, in place of a new environment")
+    parser.add_argument("--python-of-trl", type=Path, help="a Python that has TRL, in place of a new environment")
+    parser.add_argument("--python-of-llama-factory", type=Path, help="the same for LLaMA-Factory")
     parser.add_argument("--render", action="store_true", help="measure nothing; write the page from earlier results")
-    parser.add_argument("--no-wall", action="store_true", help="leave out the second turn with two threads")
+    parser.add_argument("--only", choices=("cpu", "wall"), help="one turn, beside earlier results of the other")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
-    base, python = prepare(given.folder, given.python_of_peers)
+    base = base_model(given.folder)
+    pythons = {
+        "trl": given.python_of_trl or peer_python("trl", given.folder),
+        "llama-factory": given.python_of_llama_factory or peer_python("llama-factory", given.folder),
+    }
     results_file = given.folder / "results.json"
     results = json.loads(results_file.read_text("utf-8")) if results_file.is_file() else {}
     for name in () if given.render else given.workload or WORKLOADS:
-        found = measure(WORKLOADS[name], base, python, given.folder, steps=given.steps, threads=1)
-        wall = {} if given.no_wall else measure(WORKLOADS[name], base, python, given.folder, steps=3, threads=2)
-        results[name] = {"cpu": found, "wall": wall, "load": os.getloadavg()[0]}
+        workload = WORKLOADS[name]
+        entry = results.setdefault(name, {"cpu": {}, "wall": {}})
+        if given.only != "wall":
+            steps = workload.steps or given.steps
+            entry["cpu"] = measure(workload, base, pythons, given.folder, steps=steps, threads=1)
+            entry["load"] = os.getloadavg()[0]
+        if given.only != "cpu" and name not in TABLES:
+            entry["wall"] = measure(workload, base, pythons, given.folder, steps=WALL_STEPS, threads=2)
+            entry["wall_load"] = os.getloadavg()[0]
         results_file.write_text(json.dumps(results, indent=1), "utf-8")
-    lines = [machine_text(python), ""]
+    lines = [machine_text(pythons), ""]
     for name in WORKLOADS:
         if name in results:
-            lines += table_of(WORKLOADS[name], results[name])
+            lines += TABLES.get(name, table_of)(WORKLOADS[name], results[name])
     print("\n".join(lines))
-    if given.workload is None:
+    if given.render or given.workload is None:
         from tunesmith import charts
 
         rates = {name: statistics.median(run["rates"]) for name, run in results["rows"]["cpu"].items()}

@@ -71,12 +71,12 @@ class Turns:
 
 
 def ours(job: dict[str, Any], steps: list[list[Row]], turns: Turns) -> Any:
-    """Train with this engine's fused pass."""
+    """Train with this engine: its fused pass unless the job names another."""
     from tunesmith.model.full import train_all_
     from tunesmith.train.batches import flatten, micro_batches
     from tunesmith.train.examples import table_of
     from tunesmith.train.optim import adamw, parameter_groups
-    from tunesmith.train.passes import FusedPass
+    from tunesmith.train.passes import DocumentPass, FlatPass, FusedPass
     from tunesmith.types import Example
 
     model = model_of(job)
@@ -88,8 +88,14 @@ def ours(job: dict[str, Any], steps: list[list[Row]], turns: Turns) -> Any:
     optimizer = adamw(parameter_groups(parameters, weight_decay=0.0))
     for group in optimizer.param_groups:
         group["lr"] = RATES[job["job"]]
-    loss_pass = FusedPass(model, gradient_checkpointing=False)
-    sharing = job.get("share_prefixes", True)
+    loss_pass: DocumentPass | FlatPass | FusedPass
+    if job.get("pass") == "document":
+        loss_pass = DocumentPass(model, attention="sdpa")
+    elif job.get("pass") == "flat":
+        loss_pass = FlatPass(model, plain_head=True)
+    else:
+        loss_pass = FusedPass(model, gradient_checkpointing=job.get("checkpointing", False))
+    sharing = job.get("share_prefixes", True) and loss_pass.shares_prefixes
     model.train()
     for rows in steps:
         turns.wait()
@@ -99,7 +105,7 @@ def ours(job: dict[str, Any], steps: list[list[Row]], turns: Turns) -> Any:
         for group in micro_batches(table, everything, max_tokens=job["max_tokens"], share_prefixes=sharing):
             part = loss_pass.loss(flatten(table, group, share_prefixes=sharing), denominator=denominator)
             part.backward()
-            loss += float(part)
+            loss += float(part.detach())
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -165,6 +171,66 @@ def trainer(job: dict[str, Any], steps: list[list[Row]], turns: Turns) -> Any:
     return made.model
 
 
+def llama_factory(job: dict[str, Any], steps: list[list[Row]], turns: Turns) -> Any:
+    """Train with LLaMA-Factory, over rows that are encoded already."""
+    from datasets import Dataset
+    from llamafactory.train.tuner import run_exp
+    from transformers import TrainerCallback
+
+    trained = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            turns.wait()
+
+        def on_log(self, args: object, state: object, control: object, logs: dict[str, Any], **_: object) -> None:
+            if "loss" in logs:
+                turns.done(loss=float(logs["loss"]))
+
+        def on_train_end(self, *_: object, model: Any, **__: object) -> None:
+            trained.append(model)
+
+    folder = Path(tempfile.mkdtemp())
+    rows = [row for step in steps for row in step]
+    encoded = [{"input_ids": row[0], "attention_mask": [1] * len(row[0]), "labels": labels_of(row)} for row in rows]
+    Dataset.from_list(encoded).save_to_disk(str(folder / "rows"))
+    if job["job"] == "lora":
+        model_of(job).save_pretrained(str(folder / "adapter"))
+        # Weights in bfloat16 and no autocast, which is what the other contenders do and faster than its `bf16`.
+        kind = {"finetuning_type": "lora", "adapter_name_or_path": str(folder / "adapter"), "infer_dtype": job["dtype"]}
+    else:
+        kind = {"finetuning_type": "full", "bf16": job["dtype"] == "bfloat16"}
+    run_exp(
+        {
+            **kind,
+            "stage": "sft",
+            "do_train": True,
+            "model_name_or_path": job["base"],
+            "template": "smollm2",
+            "dataset": "encoded already",  # It insists on a name, and reads the next instead.
+            "tokenized_path": str(folder / "rows"),
+            "cutoff_len": max(len(row[0]) for row in rows),
+            "output_dir": str(folder / "out"),
+            "per_device_train_batch_size": job["micro"],
+            "gradient_accumulation_steps": len(steps[0]) // job["micro"],
+            "max_steps": len(steps),
+            "learning_rate": RATES[job["job"]],
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "disable_shuffling": True,
+            "disable_gradient_checkpointing": True,
+        },
+        callbacks=[Clock()],
+    )
+    return trained[0]
+
+
 def held_out_loss(model: Any, rows: list[Row]) -> float:
     """Return the loss of each answer token in float32, row by row, through transformers' own layers."""
     model = model.float().eval()
@@ -192,7 +258,8 @@ def main() -> None:
 
     found = json.loads(Path(job["rows"]).read_text("utf-8"))
     steps = [[(ids, weights) for ids, weights in step] for step in found["steps"]]
-    model = (ours if job["contender"] == "ours" else trainer)(job, steps, Turns(say))
+    train = {"ours": ours, "llama-factory": llama_factory}.get(job["contender"], trainer)
+    model = train(job, steps, Turns(say))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     say(peak=peak, cpu_total=time.process_time(), held_out=held_out_loss(model, found["held_out"]))
 
