@@ -18,7 +18,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from tunesmith.model.decoder import Cache, Decoder, unsupported
+from tunesmith.model.decoder import Decoder
+from tunesmith.model.decoder_cache import Cache
+from tunesmith.model.decoder_weights import unsupported
 from tunesmith.model.generate import check_decoder, choose_engine, generate
 
 SIZES = {

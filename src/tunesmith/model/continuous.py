@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from tunesmith.model.decoder import Cache, Decoder, Prefix
+from tunesmith.model.decoder import Decoder
+from tunesmith.model.decoder_cache import Cache, Prefix
 
 MAX_ROWS = 96
 """Most rows that run at once: products gain little beyond, and attention grows with every row."""

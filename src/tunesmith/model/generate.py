@@ -29,7 +29,8 @@ import torch
 
 from tunesmith.errors import DataError
 from tunesmith.model.continuous import run_continuous
-from tunesmith.model.decoder import Decoder, unsupported
+from tunesmith.model.decoder import Decoder
+from tunesmith.model.decoder_weights import unsupported
 from tunesmith.types import Completion, FinishReason, canonical_json, sha256_hex
 
 BATCH_TOKENS = 24_576

@@ -24,7 +24,9 @@ import torch
 from transformers import DynamicCache
 
 from tunesmith.errors import ServeError
-from tunesmith.model.decoder import Block, Cache, Decoder, Prefix, unsupported
+from tunesmith.model.decoder import Decoder
+from tunesmith.model.decoder_cache import MASKED, Block, Cache, Prefix
+from tunesmith.model.decoder_weights import unsupported
 from tunesmith.model.generate import check_decoder, context_length
 from tunesmith.serve.engines import Weights
 
@@ -34,8 +36,6 @@ _ROOM = 64
 """Positions that a cache is made longer than it must be."""
 _PREFILL_TOKENS = 1024
 """Prompts share a prefill while rows x longest stays below this: attention computes every row as the longest one."""
-_MASKED = -1e30
-"""As `model.decoder`: finite, so that a row of padding gives no NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +190,7 @@ def _rows_together(decoder: Decoder, caches: Sequence[Cache]) -> Cache:
         for layer in range(decoder.num_layers):
             out.keys[layer][rows, :, :, here] = cache.keys[layer][..., there]
             out.values[layer][rows, :, here] = cache.values[layer][:, :, there]
-        out.bias_BT[rows, : width - length] = _MASKED
+        out.bias_BT[rows, : width - length] = MASKED
         out.bias_BT[rows, here] = cache.bias_BT[:, there]
         out.start_B[rows] = cache.start_B + (width - cache.end)
     out.end = width
