@@ -28,7 +28,7 @@ import torch
 from tunesmith.model import compiled_attention
 from tunesmith.model.decoder_cache import MASKED, Block, Cache, Prefix
 from tunesmith.model.decoder_weights import Layer, Projection, core_of, layer_of, unsupported
-from tunesmith.model.kernels import add_norm_, rotate_, swiglu_
+from tunesmith.model.kernels import add_norm_, attend_rows, attend_step_, rotate_, swiglu_
 
 
 class Decoder:
@@ -68,8 +68,7 @@ class Decoder:
         turn = self._cos[positions_N], self._sin[positions_N]
         stream_ND = self._embedding[torch.tensor([token for row in rows for token in row])].float()
         last_R = torch.tensor(lengths).cumsum(0) - 1
-        flat = compiled_attention.can_compute(self._embedding.new_empty(0, self.head_size), softcap=None)
-        attend = (_FlatAttention if flat else _SpreadAttention)(self, lengths, prefix)
+        attend = _NewRows(self, lengths, prefix)
         kept: list[torch.Tensor] = []
         branch = None
         for index, layer in enumerate(self._layers):
@@ -86,30 +85,40 @@ class Decoder:
         """Add one token to every row of the cache; return its hidden state (B, D), float32."""
         before = prefix.length if prefix else 0
         rows, now = cache.rows, cache.end
-        spans = cache.spans()
         positions_B = before + now - cache.start_B
         turn = self._cos[positions_B], self._sin[positions_B]
-        biases = [cache.bias_BT[part, None, begin : now + 1] for part, begin in spans]
         stream_BD: torch.Tensor = self._embedding[torch.tensor(ids)].float()
         branch = None
         for index, layer in enumerate(self._layers):
             heads = self._heads(layer, self._normed(stream_BD, branch, layer.norm_in), turn)
-            q, k, v = self.split(heads)
             keys, values = cache.keys[index], cache.values[index]
-            keys[..., now] = k
-            values[:, :, now] = v
-            q = q.reshape(rows, self.num_kv_heads, self.num_groups, self.head_size)
-            mixed = [
-                self.attend(
-                    q[part], keys[part, ..., begin : now + 1], values[part, :, begin : now + 1], bias, prefix, index
-                )
-                for (part, begin), bias in zip(spans, biases, strict=True)
-            ]
-            together = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-            branch = self._feed_forward(layer, stream_BD, together.reshape(rows, -1))
+            shared = prefix.rows[index] if prefix else None
+            mixed = attend_step_(heads, keys, values, cache.start_B, now, shared=shared, scale=self._scale)
+            if mixed is None:
+                mixed = self._attend_in_parts(heads, cache, prefix, index)
+            branch = self._feed_forward(layer, stream_BD, mixed.reshape(rows, -1))
         cache.end += 1
         assert branch is not None
         return stream_BD.add_(branch)
+
+    def _attend_in_parts(self, heads: torch.Tensor, cache: Cache, prefix: Prefix | None, index: int) -> torch.Tensor:
+        """Do in torch what `attend_step_` does: (B, heads, E) in, (B, H, G, E) out."""
+        q, k, v = self.split(heads)
+        q = q.reshape(cache.rows, self.num_kv_heads, self.num_groups, self.head_size)
+        keys, values, until = cache.keys[index], cache.values[index], cache.end + 1
+        keys[:, :, cache.end], values[:, :, cache.end] = k, v
+        parts = [
+            self.attend(
+                q[rows],
+                keys[rows, :, begin:until].mT,
+                values[rows, :, begin:until],
+                cache.bias_BT[rows, None, begin:until],
+                prefix,
+                index,
+            )
+            for rows, begin in cache.spans()
+        ]
+        return torch.cat(parts)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits (rows, V) of hidden states (rows, D)."""
@@ -172,64 +181,64 @@ class Decoder:
         return wide
 
 
-class _FlatAttention:
-    """Attention of new rows as they lie, end to end, by the compiled loops: (N, heads, E) in, (N, H * G * E) out."""
+class _NewRows:
+    """Attention of new rows, which lie end to end: (N, heads, E) in, (N, H * G * E) out, one call a layer."""
 
     def __init__(self, decoder: Decoder, lengths: Sequence[int], prefix: Prefix | None) -> None:
-        self.decoder, self.prefix = decoder, prefix
-        self.before = prefix.length if prefix else 0
-        ends = self.before + torch.tensor(lengths).cumsum(0)
-        starts = ends - torch.tensor(lengths)
-        self.documents = torch.stack(
-            [starts, ends, torch.zeros_like(starts), torch.full_like(starts, self.before)], dim=1
+        self.decoder, self.lengths, self.prefix = decoder, lengths, prefix
+        ends = torch.tensor(lengths).cumsum(0)
+        self.bounds = torch.stack([ends - torch.tensor(lengths), ends], dim=1)
+        self.block: torch.Tensor | None = None
+        self.in_blocks = compiled_attention.can_compute(
+            torch.empty(0, decoder.head_size, dtype=decoder.dtype), softcap=None
         )
 
     def __call__(self, heads: torch.Tensor, index: int) -> torch.Tensor:
+        shared = self.prefix.rows[index] if self.prefix else None
+        if self.in_blocks:
+            return self._in_blocks(heads, shared).view(len(heads), -1)
+        mixed = attend_rows(
+            heads, self.bounds, self.decoder.num_kv_heads, shared=shared, scale=self.decoder.head_size**-0.5
+        )
+        return self._spread(heads, index) if mixed is None else mixed.view(len(heads), -1)
+
+    def _in_blocks(self, heads: torch.Tensor, shared: torch.Tensor | None) -> torch.Tensor:
+        """Compute by training's loops, which multiply bfloat16; they want shared rows in the same tensor."""
         num_rows, total, size = heads.shape
-        num_queries = self.decoder.num_kv_heads * self.decoder.num_groups
-        if self.prefix is not None:
-            packed = heads.new_empty(self.before + num_rows, total, size)
-            packed[: self.before, num_queries:] = self.prefix.rows[index]  # Nobody asks for its queries.
-            packed[self.before :] = heads
+        num_queries, before = total - 2 * self.decoder.num_kv_heads, 0 if shared is None else len(shared)
+        if shared is not None:
+            packed = heads.new_empty(before + num_rows, total, size)
+            packed[:before, num_queries:] = shared  # Nobody asks for its queries.
+            packed[before:] = heads
             heads = packed
+        own = before + self.bounds
+        documents = torch.cat([own, torch.tensor([0, before]).expand_as(own)], dim=1)
         out = heads.new_empty(len(heads), num_queries, size)
-        compiled_attention.forward_(heads, self.documents, num_queries, scale=size**-0.5, window=None, out=out)
-        return out[self.before :].view(num_rows, -1)
+        compiled_attention.forward_(heads, documents, num_queries, scale=size**-0.5, window=None, out=out)
+        return out[before:]
 
-
-class _SpreadAttention:
-    """The same in torch: rows of a block as long as the longest, their ends aligned."""
-
-    def __init__(self, decoder: Decoder, lengths: Sequence[int], prefix: Prefix | None) -> None:
-        self.decoder, self.prefix = decoder, prefix
-        self.num_rows, self.width = len(lengths), max(lengths)
-        places = [torch.arange((row + 1) * self.width - n, (row + 1) * self.width) for row, n in enumerate(lengths)]
-        self.place_N = torch.cat(places)
-        """Where each token stands in the block."""
-        self.bias = self._bias(lengths)
-        self.block: torch.Tensor | None = None
-
-    def __call__(self, heads: torch.Tensor, index: int) -> torch.Tensor:
-        decoder, rows, width = self.decoder, self.num_rows, self.width
-        if rows > 1:
-            if self.block is None:  # One for all layers: fresh memory costs more than what is computed in it.
-                self.block = heads.new_zeros(rows * width, *heads.shape[1:])
-            self.block[self.place_N] = heads
-            heads = self.block
-        q, k, v = decoder.split(heads.view(rows, width, *heads.shape[1:]))
+    def _spread(self, heads: torch.Tensor, index: int) -> torch.Tensor:
+        """Do it in torch: a block of rows as long as the longest, their ends aligned."""
+        decoder, rows, width = self.decoder, len(self.lengths), max(self.lengths)
+        ends = [(row + 1) * width for row in range(rows)]
+        place_N = torch.cat([torch.arange(end - n, end) for end, n in zip(ends, self.lengths, strict=True)])
+        if self.block is None:  # One for all layers: fresh memory costs more than what is computed in it.
+            self.block = heads.new_zeros(rows * width, *heads.shape[1:])
+        self.block[place_N] = heads
+        q, k, v = decoder.split(self.block.view(rows, width, *heads.shape[1:]))
         # (R, W, H, G, E) -> (R, H, W * G, E): the queries of a head's group are further rows of one product
         grouped = (rows, width, decoder.num_kv_heads, decoder.num_groups, decoder.head_size)
         q = q.reshape(grouped).transpose(1, 2).flatten(2, 3)
-        mixed = decoder.attend(q, k.permute(0, 2, 3, 1), v.transpose(1, 2), self.bias, self.prefix, index)
+        mixed = decoder.attend(q, k.permute(0, 2, 3, 1), v.transpose(1, 2), self._bias(), self.prefix, index)
         mixed = mixed.view(rows, decoder.num_kv_heads, width, decoder.num_groups, decoder.head_size)
-        mixed = mixed.transpose(1, 2).reshape(rows * width, -1)
-        return mixed[self.place_N] if rows > 1 else mixed
+        return mixed.transpose(1, 2).reshape(rows * width, -1)[place_N]
 
-    def _bias(self, lengths: Sequence[int]) -> torch.Tensor:
+    def _bias(self) -> torch.Tensor:
         """Return what is added to the scores (R, W * G, W): causal, and nothing before a row's first token."""
-        index = torch.arange(self.width)
+        width = max(self.lengths)
+        index = torch.arange(width)
         causal = index[:, None] < index[None]
-        outside = index[None] < (self.width - torch.tensor(lengths))[:, None]
+        outside = index[None] < (width - torch.tensor(self.lengths))[:, None]
         masked = causal[None] | outside[:, None]
         bias = torch.zeros(masked.shape, dtype=self.decoder.dtype).masked_fill_(masked, MASKED)
         return bias.repeat_interleave(self.decoder.num_groups, dim=1)

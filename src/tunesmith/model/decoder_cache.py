@@ -71,19 +71,13 @@ class Cache:
     """
 
     def __init__(self, decoder: Decoder, *, rows: int, capacity: int) -> None:
-        shape = (rows, decoder.num_kv_heads, decoder.head_size, capacity)
+        shape = (rows, decoder.num_kv_heads, capacity, decoder.head_size)
         self.rows, self.capacity, self.end = rows, capacity, 0
-        self._dtype, self._num_layers = decoder.dtype, decoder.num_layers
-        # bfloat16 products read keys fastest with positions last, float32 ones with the head's numbers last
-        if decoder.dtype == torch.bfloat16:
-            self.keys = [torch.zeros(shape, dtype=decoder.dtype) for _ in range(decoder.num_layers)]
-        else:
-            swapped = (shape[0], shape[1], shape[3], shape[2])
-            self.keys = [torch.zeros(swapped, dtype=decoder.dtype).mT for _ in range(decoder.num_layers)]
-        self.values = [
-            torch.zeros((shape[0], shape[1], capacity, shape[2]), dtype=decoder.dtype)
-            for _ in range(decoder.num_layers)
-        ]
+        self._num_layers = decoder.num_layers
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=decoder.dtype) for _ in range(decoder.num_layers)] for _ in range(2)
+        )
+        """(B, H, T, E) for each layer."""
         self.start_B = torch.zeros(rows, dtype=torch.long)
         # Positions of the future stay at 0: a row only ever masks what lies before its start
         self.bias_BT = torch.zeros(rows, capacity, dtype=decoder.dtype)
@@ -123,7 +117,7 @@ class Cache:
         place_N = torch.cat([torch.arange(self.end - length, self.end) for length in block.lengths])
         for layer, part in enumerate(block.rows):
             heads = part.shape[1] // 2
-            self.keys[layer][slot_N, :, :, place_N] = part[:, :heads]
+            self.keys[layer][slot_N, :, place_N] = part[:, :heads]
             self.values[layer][slot_N, :, place_N] = part[:, heads:]
         for slot, length in zip(slots, block.lengths, strict=True):
             self.start_B[slot] = self.end - length
@@ -140,9 +134,7 @@ class Cache:
         """Drop all rows but these."""
         where = torch.tensor(rows)
         for layer in range(self._num_layers):
-            keys = self.keys[layer]
-            # indexing gives a contiguous result: the layout of the keys is kept by indexing under it
-            self.keys[layer] = keys[where] if keys.is_contiguous() else keys.mT[where].mT
+            self.keys[layer] = self.keys[layer][where]
             self.values[layer] = self.values[layer][where]
         self.start_B, self.bias_BT = self.start_B[where], self.bias_BT[where]
         self.rows = len(rows)
@@ -155,7 +147,7 @@ class Cache:
         assert shift > 0, "the buffer is as long as its longest row"
         keep = self.end - shift
         for layer in range(self._num_layers):
-            self.keys[layer][..., :keep] = self.keys[layer][..., shift : self.end].clone()
+            self.keys[layer][:, :, :keep] = self.keys[layer][:, :, shift : self.end].clone()
             self.values[layer][:, :, :keep] = self.values[layer][:, :, shift : self.end].clone()
         self.bias_BT[:, :keep] = self.bias_BT[:, shift : self.end].clone()
         self.bias_BT[:, keep:] = 0

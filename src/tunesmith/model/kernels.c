@@ -9,6 +9,8 @@
  *
  * T rows, E columns; `stride` is the distance of two rows, for columns that are part of a wider buffer.
  */
+#include <stdlib.h>
+
 #include "numbers.h"
 
 #if defined(ELEMENT_BFLOAT16)
@@ -145,4 +147,127 @@ void cross_entropy(long rows, long columns, element *logits, const int64_t *labe
         FOR_COLUMNS x[i] = round_to_element(scale * exponential(load(x[i]) - top));
         x[labels[t]] = round_to_element(at_label);
     }
+}
+
+typedef float sixteen __attribute__((vector_size(64)));
+typedef int32_t places __attribute__((vector_size(64)));
+
+static inline sixteen load_sixteen(const element *at) {
+    sixteen out;
+    for (int i = 0; i < 16; i++) out[i] = load(at[i]);
+    return out;
+}
+
+/* Sums of sixteen vectors as one: halves of two vectors are laid side by side and added, four times over. */
+static inline sixteen sums_of(sixteen *v) {
+    const places low[4] = {{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+                           {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
+                           {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
+                           {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30}};
+    for (int round = 0, half = 8; round < 4; round++, half /= 2)
+        for (int i = 0; i < half; i++) {
+            places first = low[round], second = first + half;
+            v[i] = __builtin_shuffle(v[i], v[i + half], first) + __builtin_shuffle(v[i], v[i + half], second);
+        }
+    return v[0];
+}
+
+/* One key head of one row: `group` queries over `count` keys, the first `prefix` of them shared. `size` is a multiple
+ * of 16 that the compiler knows. scores [group, count + 15]. */
+static inline __attribute__((always_inline)) void attend_head(const long size, long group, const element *queries,
+                                                              const element *shared, long shared_stride, long prefix,
+                                                              long value_offset, const element *keys,
+                                                              const element *values, long stride, long count,
+                                                              float scale, float *scores, element *out) {
+    const long parts = size / 16;
+    for (long g = 0; g < group; g++) {
+        sixteen query[parts];
+        for (long c = 0; c < parts; c++) query[c] = load_sixteen(queries + g * size + 16 * c) * scale;
+        float *line = scores + g * (count + 15), top = -INFINITY, sum = 0.0f;
+        for (long begin = 0; begin < count; begin += 16) {
+            sixteen products[16];
+            for (long i = 0; i < 16; i++) {
+                long t = begin + i < count ? begin + i : count - 1;
+                const element *key = t < prefix ? shared + t * shared_stride : keys + (t - prefix) * stride;
+                products[i] = query[0] * load_sixteen(key);
+                for (long c = 1; c < parts; c++) products[i] += query[c] * load_sixteen(key + 16 * c);
+            }
+            sixteen found = sums_of(products);
+            memcpy(line + begin, &found, sizeof(found));
+        }
+        _Pragma("omp simd reduction(max : top)") for (long t = 0; t < count; t++) top = line[t] > top ? line[t] : top;
+        _Pragma("omp simd reduction(+ : sum)") for (long t = 0; t < count; t++) {
+            line[t] = exponential(line[t] - top);
+            sum += line[t];
+        }
+        sixteen mixed[parts];
+        for (long c = 0; c < parts; c++) mixed[c] = (sixteen){0};
+        for (long t = 0; t < count; t++) {
+            const element *value = t < prefix ? shared + value_offset + t * shared_stride : values + (t - prefix) * stride;
+            for (long c = 0; c < parts; c++) mixed[c] += line[t] * load_sixteen(value + 16 * c);
+        }
+        for (long c = 0; c < parts; c++)
+            for (int i = 0; i < 16; i++) out[g * size + 16 * c + i] = round_to_element(mixed[c][i] / sum);
+    }
+}
+
+#define ATTEND(size, ...)                                                                                              \
+    switch (size) {                                                                                                    \
+        case 32: attend_head(32, __VA_ARGS__); break;                                                                  \
+        case 64: attend_head(64, __VA_ARGS__); break;                                                                  \
+        case 128: attend_head(128, __VA_ARGS__); break;                                                                \
+        default: attend_head(16, __VA_ARGS__);                                                                         \
+    }
+
+/* Attention of one new position of each row, `packed` [B, heads, size] (queries, keys, values), over a cache
+ * [B, key heads, capacity, size]: its key and value go to index `now`, and a row sees what it owns, from its start on,
+ * and the `prefix` rows of `shared` [P, 2 x key heads, size]. `size` is 16, 32, 64 or 128. Returns 1 where memory ran
+ * out. */
+int attend_step(long rows, long key_heads, long group, long size, const element *packed, element *keys, element *values,
+                long capacity, const int64_t *starts, long now, const element *shared, long prefix, float scale,
+                element *out) {
+    long heads = key_heads * (group + 2), key_size = key_heads * size;
+    int failed = 0;
+    _Pragma("omp parallel reduction(| : failed) if (rows * key_heads >= 16)") {
+        float *scores = malloc(sizeof(float) * (size_t)(group * (prefix + now + 16)));
+        failed = !scores;
+        _Pragma("omp for collapse(2) schedule(static)") for (long b = 0; b < rows; b++) for (long h = 0; h < key_heads; h++) {
+            if (failed) continue;
+            const element *row = packed + b * heads * size, *new_key = row + (key_heads * group + h) * size;
+            element *own_keys = keys + (b * key_heads + h) * capacity * size, *own_values = values + (own_keys - keys);
+            memcpy(own_keys + now * size, new_key, sizeof(element) * size);
+            memcpy(own_values + now * size, new_key + key_size, sizeof(element) * size);
+            long start = starts[b];
+            ATTEND(size, group, row + h * group * size, shared + h * size, 2 * key_size, prefix, key_size,
+                   own_keys + start * size, own_values + start * size, size, prefix + now + 1 - start, scale, scores,
+                   out + (b * key_heads + h) * group * size);
+        }
+        free(scores);
+    }
+    return failed;
+}
+
+/* The same for every position of new rows, which lie end to end in `packed`: bounds [documents, 2] says from where to
+ * where each goes. A position sees the shared rows, those of its document before it, and itself. */
+int attend_rows(long documents, const int64_t *bounds, long key_heads, long group, long size, const element *packed,
+                const element *shared, long prefix, float scale, element *out) {
+    long heads = key_heads * (group + 2), stride = heads * size, key_size = key_heads * size, longest = 0;
+    int failed = 0;
+    for (long d = 0; d < documents; d++)
+        longest = bounds[2 * d + 1] - bounds[2 * d] > longest ? bounds[2 * d + 1] - bounds[2 * d] : longest;
+    _Pragma("omp parallel reduction(| : failed)") {
+        float *scores = malloc(sizeof(float) * (size_t)(group * (prefix + longest + 15)));
+        failed = !scores;
+        _Pragma("omp for collapse(2) schedule(dynamic)") for (long d = 0; d < documents; d++) for (long h = 0; h < key_heads; h++) {
+            if (failed) continue;
+            long start = bounds[2 * d];
+            const element *keys = packed + start * stride + (key_heads * group + h) * size;
+            for (long t = start; t < bounds[2 * d + 1]; t++)
+                ATTEND(size, group, packed + t * stride + h * group * size, shared + h * size, 2 * key_size, prefix,
+                       key_size, keys, keys + key_size, stride, prefix + t + 1 - start, scale, scores,
+                       out + (t * key_heads + h) * group * size);
+        }
+        free(scores);
+    }
+    return failed;
 }

@@ -37,6 +37,8 @@ FLAGS = (
 
 ELEMENTS = {torch.bfloat16: "BFLOAT16", torch.float32: "FLOAT32"}
 COMPILE_SECONDS = 60
+HEAD_SIZES = (16, 32, 64, 128)
+"""What the attention of answers is compiled for."""
 
 _no_kernels_because: list[str] = []
 
@@ -267,3 +269,62 @@ def cross_entropy_(logits: torch.Tensor, labels: torch.Tensor, coefficients: tor
     slope.scatter_add_(1, chosen, torch.full_like(chosen, -1, dtype=torch.float32))
     logits.copy_(slope.mul_(coefficients[:, None]))
     return losses
+
+
+def attend_step_(
+    packed: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    starts: torch.Tensor,
+    now: int,
+    *,
+    shared: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor | None:
+    """Write the new keys and values of B rows into their cache, and return what their queries attend to [B, H, D].
+
+    `packed` is [B, H + 2K, D] (queries, keys, values), the cache [B, K, T, D]; row b owns the indices from `starts[b]`
+    on, and the new one is `now`. `shared` [P, 2K, D] holds the keys, then the values, of positions that all rows see.
+    Returns `None`, with nothing written, where there is no compiled loop.
+    """
+    loops = _attention_loops(packed, keys, values, shared)
+    if loops is None:
+        return None
+    rows, total, size = packed.shape
+    key_heads, capacity = keys.shape[1:3]
+    out = packed.new_empty(rows, total - 2 * key_heads, size)
+    failed = loops.attend_step(
+        *map(_size, (rows, key_heads, total // key_heads - 2, size)), _at(packed), _at(keys), _at(values),
+        _size(capacity), _at(starts), _size(now), _at(shared), _size(0 if shared is None else len(shared)),
+        ctypes.c_float(scale), _at(out),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("attention found no memory for its scores")
+    return out
+
+
+def attend_rows(
+    packed: torch.Tensor, bounds: torch.Tensor, num_key_heads: int, *, shared: torch.Tensor | None, scale: float
+) -> torch.Tensor | None:
+    """Return causal attention [T, H, D] inside documents that lie end to end in `packed` [T, H + 2K, D].
+
+    `bounds` [N, 2] int64 says where each begins and ends; `shared` is as in `attend_step_`. `None` where there is no
+    compiled loop.
+    """
+    loops = _attention_loops(packed, shared)
+    if loops is None:
+        return None
+    rows, total, size = packed.shape
+    out = packed.new_empty(rows, total - 2 * num_key_heads, size)
+    failed = loops.attend_rows(
+        _size(len(bounds)), _at(bounds), *map(_size, (num_key_heads, total // num_key_heads - 2, size)), _at(packed),
+        _at(shared), _size(0 if shared is None else len(shared)), ctypes.c_float(scale), _at(out),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("attention found no memory for its scores")
+    return out
+
+
+def _attention_loops(packed: torch.Tensor, *others: torch.Tensor | None) -> ctypes.CDLL | None:
+    assert all(tensor is None or tensor.is_contiguous() for tensor in (packed, *others))
+    return _loops(packed, *others) if packed.shape[-1] in HEAD_SIZES else None

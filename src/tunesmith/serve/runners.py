@@ -188,7 +188,7 @@ def _rows_together(decoder: Decoder, caches: Sequence[Cache]) -> Cache:
         first += cache.rows
         here, there = slice(width - length, width), slice(cache.begin, cache.end)
         for layer in range(decoder.num_layers):
-            out.keys[layer][rows, :, :, here] = cache.keys[layer][..., there]
+            out.keys[layer][rows, :, here] = cache.keys[layer][:, :, there]
             out.values[layer][rows, :, here] = cache.values[layer][:, :, there]
         out.bias_BT[rows, : width - length] = MASKED
         out.bias_BT[rows, here] = cache.bias_BT[:, there]
