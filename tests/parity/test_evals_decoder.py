@@ -18,6 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tunesmith.model import decoder as decoder_module
 from tunesmith.model.decoder import Decoder
 from tunesmith.model.decoder_cache import Cache
 from tunesmith.model.decoder_weights import unsupported
@@ -104,6 +105,13 @@ def walk(model, *, prefix, rows, steps=5):
 @pytest.mark.parametrize("prefix", [[], [50, 51, 52, 53]])
 def test_prefill_and_steps_equal_a_fresh_forward(model, prefix):
     assert unsupported(model) is None
+    walk(model, prefix=prefix, rows=[[3, 4, 5, 6, 7], [8, 9], [10]])
+
+
+@pytest.mark.parametrize("prefix", [[], [50, 51, 52, 53]])
+def test_without_compiled_loops_torch_attends_to_the_same(model, prefix, monkeypatch):
+    monkeypatch.setattr(decoder_module, "attend_rows", lambda *given, **named: None)
+    monkeypatch.setattr(decoder_module, "attend_step_", lambda *given, **named: None)
     walk(model, prefix=prefix, rows=[[3, 4, 5, 6, 7], [8, 9], [10]])
 
 

@@ -5,6 +5,9 @@ import torch
 
 from tunesmith.model import kernels
 
+compiled = pytest.mark.skipif(kernels.why_not_compiled() is not None, reason="no compiled loops here")
+CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 2**-7, "atol": 2**-7}}
+
 ROWS, COLUMNS, HEADS, SIZE, VOCAB = 70, 37, 3, 10, 301
 
 
@@ -66,11 +69,10 @@ def cross_entropy(dtype):
     return losses, logits
 
 
+@compiled
 @pytest.mark.parametrize("function", [add_norm, norm_backward, swiglu, rotate, cross_entropy])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_compiled_loop_computes_what_torch_computes(monkeypatch, function, dtype):
-    if kernels.why_not_compiled() is not None:
-        pytest.skip(f"no compiled loops here: {kernels.why_not_compiled()}")
     mine = function(dtype)
     monkeypatch.setattr(kernels, "_library", lambda dtype: None)
     for found, expected in zip(mine, function(dtype), strict=True):
@@ -112,3 +114,66 @@ def test_without_a_compiler_torch_does_the_work_and_the_reason_is_told(monkeypat
     finally:
         kernels._library.cache_clear()
         kernels._no_kernels_because.clear()
+
+
+def plainly(queries, keys, values, scale):
+    """Attention of queries [H, D] over keys and values [L, K, D], in float32."""
+    group = queries.shape[0] // keys.shape[1]
+    keys, values = (part.float().repeat_interleave(group, dim=1) for part in (keys, values))
+    chances = torch.softmax(torch.einsum("hd,lhd->hl", queries.float(), keys) * scale, dim=-1)
+    return torch.einsum("hl,lhd->hd", chances, values)
+
+
+def shared_rows(dtype, prefix, num_keys, size):
+    return torch.randn(prefix, 2 * num_keys, size).to(dtype) if prefix else None
+
+
+@compiled
+@pytest.mark.parametrize("size", kernels.HEAD_SIZES)
+@pytest.mark.parametrize("prefix", [0, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_new_position_sees_the_shared_rows_and_what_its_row_owns(dtype, prefix, size):
+    torch.manual_seed(0)
+    rows, num_queries, num_keys, capacity, now = 7, 6, 2, 50, 40
+    packed = torch.randn(rows, num_queries + 2 * num_keys, size).to(dtype)
+    keys, values = (torch.randn(rows, num_keys, capacity, size).to(dtype) for _ in range(2))
+    starts = torch.tensor([0, 3, 24, 25, 38, 39, 40])
+    shared = shared_rows(dtype, prefix, num_keys, size)
+    before = keys.clone(), values.clone()
+    out = kernels.attend_step_(packed, keys, values, starts, now, shared=shared, scale=0.3)
+    new_keys, new_values = packed[:, num_queries : num_queries + num_keys], packed[:, num_queries + num_keys :]
+    for row, start in enumerate(starts.tolist()):
+        seen = [
+            torch.cat([*([] if shared is None else [shared[:, part]]), old[row, :, start:now].transpose(0, 1), new[row][None]])
+            for old, new, part in (
+                (before[0], new_keys, slice(0, num_keys)), (before[1], new_values, slice(num_keys, None)),
+            )
+        ]  # fmt: skip
+        exact = plainly(packed[row, :num_queries], *seen, 0.3)
+        torch.testing.assert_close(out[row].float(), exact, **CLOSE[dtype])
+    for cache, old, new in ((keys, before[0], new_keys), (values, before[1], new_values)):
+        assert torch.equal(cache[:, :, now], new)
+        assert torch.equal(cache[:, :, :now], old[:, :, :now])
+        assert torch.equal(cache[:, :, now + 1 :], old[:, :, now + 1 :])
+
+
+@compiled
+@pytest.mark.parametrize("prefix", [0, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_new_rows_see_themselves_backwards_and_the_shared_rows(dtype, prefix):
+    torch.manual_seed(0)
+    num_queries, num_keys, size = 6, 2, 32
+    bounds = torch.tensor([[0, 1], [1, 20], [20, 55]])
+    packed = torch.randn(55, num_queries + 2 * num_keys, size).to(dtype)
+    shared = shared_rows(dtype, prefix, num_keys, size)
+    out = kernels.attend_rows(packed, bounds, num_keys, shared=shared, scale=0.3)
+    together = packed[:, num_queries:]
+    for start, stop in bounds.tolist():
+        for at in range(start, stop):
+            seen = torch.cat([*([] if shared is None else [shared]), together[start : at + 1]])
+            exact = plainly(packed[at, :num_queries], seen[:, :num_keys], seen[:, num_keys:], 0.3)
+            torch.testing.assert_close(out[at].float(), exact, **CLOSE[dtype])
+
+
+def test_another_head_size_is_left_to_torch():
+    assert kernels.attend_rows(torch.randn(4, 3, 24), torch.tensor([[0, 4]]), 1, shared=None, scale=1.0) is None
