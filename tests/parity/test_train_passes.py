@@ -19,8 +19,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from tunesmith.model.attention import DocumentLayout, Segment
 from tunesmith.model.full import train_all_
+from tunesmith.model.layout import DocumentLayout, Segment
 from tunesmith.model.lora import adapter_parameters, add_lora
 from tunesmith.train import passes
 from tunesmith.train.batches import flatten, micro_batches

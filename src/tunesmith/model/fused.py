@@ -25,9 +25,10 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 
-from tunesmith.model.attention import DocumentLayout, Heads, attention_backward_, attention_forward_
+from tunesmith.model.attention import attention_backward_, attention_forward_
 from tunesmith.model.folded import LINEAR_TYPES, FoldedLinear
 from tunesmith.model.kernels import add_norm_, norm_backward_, rotate_, scale_rows_, swiglu_, swiglu_backward_
+from tunesmith.model.layout import DocumentLayout, Heads
 
 MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 LINEAR_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

@@ -24,9 +24,10 @@ from tunesmith.core.artifact import Artifact
 from tunesmith.core.stage import Context, Estimate, Inputs, Summary, role, stage
 from tunesmith.errors import TrainingError
 from tunesmith.memory import release_free_memory
-from tunesmith.stages.training import Assembled, Full, TrainSpec, assemble, check, check_contract, order_of
+from tunesmith.stages.training import Full, TrainSpec, check, check_contract, order_of
 from tunesmith.stages.training_advice import card_notes
 from tunesmith.stages.training_mix import mix_account, mix_text, read_mix_origins
+from tunesmith.stages.training_model import Assembled, assemble
 from tunesmith.stages.training_parallel import in_processes, mesh_of, train_in_processes, with_whole_weights
 from tunesmith.stages.training_probe import estimate_by_probe
 from tunesmith.stages.training_watch import general_table, general_warnings, metric_of

@@ -27,7 +27,8 @@ from tunesmith.types import JSON
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from tunesmith.stages.training import Assembled, TrainSpec
+    from tunesmith.stages.training import TrainSpec
+    from tunesmith.stages.training_model import Assembled
     from tunesmith.train.messages import Mailbox
     from tunesmith.train.world import World
 

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from tunesmith.core.stage import Estimate
 from tunesmith.memory import release_free_memory
-from tunesmith.stages.training import Assembled, TrainSpec, assemble, order_of
+from tunesmith.stages.training import TrainSpec, order_of
 from tunesmith.stages.training_mix import read_mix_origins
+from tunesmith.stages.training_model import Assembled, assemble
 from tunesmith.stages.training_watch import general_table, metric_of
 from tunesmith.types import JSON
 

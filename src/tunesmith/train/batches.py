@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from tunesmith.model.attention import Segment
+from tunesmith.model.layout import Segment
 from tunesmith.train.examples import ExampleTable, Ints
 
 MIN_SHARED_TOKENS = 8

@@ -20,9 +20,10 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
 from tunesmith.errors import TrainingError
-from tunesmith.model.attention import IMPLEMENTATION, DocumentLayout
+from tunesmith.model.attention import IMPLEMENTATION
 from tunesmith.model.fused import FusedDecoder, why_not_fused
 from tunesmith.model.kernels import why_not_compiled
+from tunesmith.model.layout import DocumentLayout
 from tunesmith.model.sharding import ShardedModel
 from tunesmith.train.batches import FlatBatch, flatten
 from tunesmith.train.examples import ExampleTable

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tunesmith.model import compiled_attention, kernels
-from tunesmith.model.attention import DocumentLayout, Segment, document_attention
+from tunesmith.model.attention import document_attention
+from tunesmith.model.layout import DocumentLayout, Segment
 
 if kernels.attention_library() is None:
     pytest.skip("the compiled attention needs a C compiler and AVX512-BF16", allow_module_level=True)

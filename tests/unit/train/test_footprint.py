@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from tunesmith.model.attention import DocumentLayout
+from tunesmith.model.layout import DocumentLayout
 from tunesmith.model.lora import adapter_parameters, add_lora
 from tunesmith.train.batches import flatten
 from tunesmith.train.examples import table_of
