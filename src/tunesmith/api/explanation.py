@@ -17,6 +17,7 @@ from tunesmith.core.artifact import Artifact
 from tunesmith.core.engine import ENGINE_DOCS
 from tunesmith.core.fields import KeyDoc, key_docs
 from tunesmith.core.plan import PlannedStage
+from tunesmith.core.repeats import REPEAT_DOCS
 from tunesmith.core.runs import RunRecord, artifact_of
 from tunesmith.core.stage import Stage
 from tunesmith.core.store import Store
@@ -223,10 +224,15 @@ def explain_key(key: str, stages: Mapping[str, Stage], *, tables: Mapping[str, s
             "required": not declared["optional"],
         }
         return Explanation(title=key, facts=(Fact(where=key, fields=fields),))
+    repeats = {
+        name: REPEAT_DOCS[name] for name in REPEAT_DOCS if name == "each" or "seed" in stage.spec_type.model_fields
+    }
+    if rest in repeats:
+        return Explanation(title=key, facts=(Fact(where=key, fields={"what": repeats[rest]}),))
     wanted = re.sub(r"(\[\d*\]|\.\d+)(?=\.|$)", "", rest)
     found = [doc for doc in docs if doc.key.replace("[]", "") == wanted]
     if not found:
-        known = [doc.key for doc in docs]
+        known = [*(doc.key for doc in docs), *repeats]
         raise PlanError(
             f"{stage.name} has no key {rest!r}",
             expected=f"one of its {len(known)} keys",

@@ -25,6 +25,13 @@ Places = Mapping[str, tuple[str, ...]]
 
 _FEWEST = 2
 
+REPEAT_DOCS = {
+    "seeds": "Stands for one such stage for each seed of the list: `train: {seeds: [1, 2, 3]}` is train_1, train_2, "
+    "train_3.",
+    "each": "Stands for one such stage for each copy of the repeated table it names: `evaluate: {each: train}`.",
+}
+"""Keys that a table may have beside those of its stage."""
+
 
 def repeat_tables(
     values: Mapping[str, JSON], stages: Mapping[str, Stage], marks: Mapping[Loc, str]

@@ -206,6 +206,8 @@ def test_a_key_explains_itself(command):
     assert "table that makes number" in command("explain", "double.number").stdout
     assert "rate" in command("explain", "double.rat", status=USER_ERROR).stderr
     assert "Which way." in command("explain", "double").stdout
+    assert "for each copy" in command("explain", "double.each").stdout
+    assert "no key 'seeds'" in command("explain", "double.seeds", status=USER_ERROR).stderr  # It has no seed.
 
 
 def test_a_stage_explains_what_made_it_and_why_it_would_rerun(command, recipe_file):
