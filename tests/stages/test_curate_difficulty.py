@@ -16,7 +16,7 @@ from tunesmith.core.artifact import Artifact, Manifest
 from tunesmith.data.write import read_rejects, read_rows
 from tunesmith.errors import PlanError
 from tunesmith.stages.answer_scores import AnswerScorer
-from tunesmith.stages.curate import CurateSpec, check_curate
+from tunesmith.stages.curating import CurateSpec, check_curate
 
 _spec = importlib.util.spec_from_file_location("chat_world", Path(__file__).parents[1] / "unit/chat/chat_world.py")
 chat_world = importlib.util.module_from_spec(_spec)

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from tunesmith.data.review_queue import make_queue
 from tunesmith.errors import DataError
-from tunesmith.stages.curate import CurateSpec, check_curate
+from tunesmith.stages.curating import CurateSpec, check_curate
 
 
 def test_a_paraphrase_is_on_the_page_and_in_the_queue(run_stage, tmp_path):

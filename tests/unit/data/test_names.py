@@ -14,7 +14,7 @@ from tunesmith.data.names import Names, with_finders
 from tunesmith.data.patterns import Span
 from tunesmith.data.redact import redact_row
 from tunesmith.errors import MissingExtra, PlanError
-from tunesmith.stages.curate import CurateSpec, check_curate
+from tunesmith.stages.curating import CurateSpec, check_curate
 from tunesmith.types import Conversation, Message, Provenance, Row, ToolCall
 
 SRC = Path(ner.__file__).parents[1]
@@ -226,7 +226,7 @@ import spacy, spacy.cli
 from tunesmith.data.names import Names, with_finders
 from tunesmith.data.ner import load_tagger
 from tunesmith.data.redact import redact_row
-from tunesmith.stages.curate import CurateSpec, check_curate
+from tunesmith.stages.curating import CurateSpec, check_curate
 from tunesmith.types import Conversation, Message, Provenance, Row
 
 def refuse(*_, **__):

@@ -12,7 +12,7 @@ from tunesmith.data.read import Origin, rows_of
 from tunesmith.data.records import Record
 from tunesmith.data.write import Reject
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.stages.curate import CurateSpec
+from tunesmith.stages.curating import CurateSpec
 from tunesmith.stages.ingest import IngestSpec
 
 PAIR = {"prompt": "hi", "completion": "ok"}
