@@ -11,6 +11,8 @@ from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MambaConfig,
@@ -60,7 +62,11 @@ CONFIGS = {
     "mistral with a window": MistralConfig(**SHAPE, sliding_window=8),
 }
 OTHERS = {
+    "gemma": GemmaConfig(**SHAPE, head_dim=16),
     "gemma2": Gemma2Config(**SHAPE, head_dim=8, sliding_window=8),
+    "gemma3": Gemma3TextConfig(
+        **SHAPE, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
     "gpt2": GPT2Config(
         vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, resid_pdrop=0, attn_pdrop=0, embd_pdrop=0
     ),

@@ -53,6 +53,13 @@ def plain_of(layer: torch.nn.Module) -> torch.nn.Linear:
     return plain
 
 
+def _empty_like(layer: torch.nn.Linear) -> torch.Tensor:
+    """Return an empty tensor of a layer's number format, on its device, without spreading a stored weight out."""
+    if isinstance(layer, QuantisedLinear):
+        return torch.empty(0, dtype=layer.dtype, device=layer.packed.device)
+    return layer.weight.new_empty(0)
+
+
 class FoldedLinear:
     """A group of linear layers over one input: `out` rows of all layers together, `rank` of all adapters together.
 
@@ -74,8 +81,7 @@ class FoldedLinear:
         self.layers = plain
         self.weights = [None if isinstance(layer, QuantisedLinear) else layer.weight for layer in plain]
         self.biases = [layer.bias for layer in plain]
-        first = plain[0].weight
-        self.like = torch.empty(0, dtype=first.dtype, device=first.device)
+        self.like = _empty_like(plain[0])
         self.matrix = None
         if None not in self.weights:
             self.matrix = self._spread()

