@@ -164,8 +164,8 @@ static inline sixteen sums_of(sixteen *v) {
                            {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
                            {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
                            {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30}};
-    for (int round = 0, half = 8; round < 4; round++, half /= 2)
-        for (int i = 0; i < half; i++) {
+    _Pragma("GCC unroll 4") for (int round = 0; round < 4; round++)
+        _Pragma("GCC unroll 8") for (int i = 0, half = 8 >> round; i < half; i++) {
             places first = low[round], second = first + half;
             v[i] = __builtin_shuffle(v[i], v[i + half], first) + __builtin_shuffle(v[i], v[i + half], second);
         }
@@ -186,7 +186,7 @@ static inline __attribute__((always_inline)) void attend_head(const long size, l
         float *line = scores + g * (count + 15), top = -INFINITY, sum = 0.0f;
         for (long begin = 0; begin < count; begin += 16) {
             sixteen products[16];
-            for (long i = 0; i < 16; i++) {
+            _Pragma("GCC unroll 16") for (long i = 0; i < 16; i++) {
                 long t = begin + i < count ? begin + i : count - 1;
                 const element *key = t < prefix ? shared + t * shared_stride : keys + (t - prefix) * stride;
                 products[i] = query[0] * load_sixteen(key);
