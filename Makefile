@@ -2,7 +2,7 @@
 #   make demo   environment, installation and the whole road of recipes/quickstart.yaml
 #   make test   environment, installation and every test
 # And one for who doubts docs/performance.md:
-#   make bench  the training benchmark against its peers, about half an hour, written into that page
+#   make bench  the training benchmark against its peers, about an hour, written into that page
 SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
