@@ -203,7 +203,7 @@ def measure(
 ) -> dict:
     """Let the contenders of a workload take turns; return what each said."""
     file, tokens = write_rows(workload, base, folder, steps=steps)
-    job = {"base": str(base), "rows": str(file), "dtype": workload.dtype, "job": workload.job}
+    job = {"base": str(base), "rows": str(file), "dtype": workload.dtype, "job": workload.job, "judged": threads == 1}
     running = []
     for at, one in enumerate((*workload.contenders, *([workload.reference] if workload.reference else []))):
         python = pythons[PEERS[one.kind]] if one.is_peer else Path(sys.executable)

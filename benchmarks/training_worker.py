@@ -261,7 +261,7 @@ def main() -> None:
     train = {"ours": ours, "llama-factory": llama_factory}.get(job["contender"], trainer)
     model = train(job, steps, Turns(say))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    say(peak=peak, cpu_total=time.process_time(), held_out=held_out_loss(model, found["held_out"]))
+    say(peak=peak, held_out=held_out_loss(model, found["held_out"]) if job["judged"] else None)
 
 
 if __name__ == "__main__":

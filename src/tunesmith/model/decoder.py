@@ -20,6 +20,7 @@ product for all rows.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -188,7 +189,6 @@ class _NewRows:
         self.decoder, self.lengths, self.prefix = decoder, lengths, prefix
         ends = torch.tensor(lengths).cumsum(0)
         self.bounds = torch.stack([ends - torch.tensor(lengths), ends], dim=1)
-        self.block: torch.Tensor | None = None
         self.in_blocks = compiled_attention.can_compute(
             torch.empty(0, decoder.head_size, dtype=decoder.dtype), softcap=None
         )
@@ -217,19 +217,25 @@ class _NewRows:
         compiled_attention.forward_(heads, documents, num_queries, scale=size**-0.5, window=None, out=out)
         return out[before:]
 
-    def _spread(self, heads: torch.Tensor, index: int) -> torch.Tensor:
-        """Do it in torch: a block of rows as long as the longest, their ends aligned."""
-        decoder, rows, width = self.decoder, len(self.lengths), max(self.lengths)
-        ends = [(row + 1) * width for row in range(rows)]
+    @functools.cached_property
+    def _block(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows as long as the longest, their ends aligned, one block for all layers; where tokens stand in it; bias."""
+        decoder, width = self.decoder, max(self.lengths)
+        ends = [(row + 1) * width for row in range(len(self.lengths))]
         place_N = torch.cat([torch.arange(end - n, end) for end, n in zip(ends, self.lengths, strict=True)])
-        if self.block is None:  # One for all layers: fresh memory costs more than what is computed in it.
-            self.block = heads.new_zeros(rows * width, *heads.shape[1:])
-        self.block[place_N] = heads
-        q, k, v = decoder.split(self.block.view(rows, width, *heads.shape[1:]))
+        heads = decoder.num_kv_heads * (decoder.num_groups + 2)
+        return torch.zeros(ends[-1], heads, decoder.head_size, dtype=decoder.dtype), place_N, self._bias()
+
+    def _spread(self, heads: torch.Tensor, index: int) -> torch.Tensor:
+        """Do it in torch, over a padded block."""
+        decoder, rows, width = self.decoder, len(self.lengths), max(self.lengths)
+        block, place_N, bias = self._block
+        block[place_N] = heads
+        q, k, v = decoder.split(block.view(rows, width, *heads.shape[1:]))
         # (R, W, H, G, E) -> (R, H, W * G, E): the queries of a head's group are further rows of one product
         grouped = (rows, width, decoder.num_kv_heads, decoder.num_groups, decoder.head_size)
         q = q.reshape(grouped).transpose(1, 2).flatten(2, 3)
-        mixed = decoder.attend(q, k.permute(0, 2, 3, 1), v.transpose(1, 2), self._bias(), self.prefix, index)
+        mixed = decoder.attend(q, k.permute(0, 2, 3, 1), v.transpose(1, 2), bias, self.prefix, index)
         mixed = mixed.view(rows, decoder.num_kv_heads, width, decoder.num_groups, decoder.head_size)
         return mixed.transpose(1, 2).reshape(rows * width, -1)[place_N]
 
