@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parent))
 from training_world import training_inputs
@@ -19,16 +20,24 @@ def world(tmp_path_factory):
 
 
 def test_nothing_is_predicted_before_the_rows_are_encoded(world):
-    found = estimate(TrainSpec.model_validate(SPEC), {"base": world["base"], "examples": None})
+    found = estimate(TrainSpec.model_validate(SPEC), {"base": world["base"], "examples": None}, "cpu")
     assert (found.seconds, found.memory_bytes) == (None, None)
     assert "until encode" in found.basis
 
 
 def test_the_probe_runs_in_a_process_of_its_own_and_says_what_it_rests_on(world):
-    found = estimate(TrainSpec.model_validate(SPEC), world)
+    found = estimate(TrainSpec.model_validate(SPEC), world, "cpu")
     assert found.seconds > 0
     assert found.memory_bytes > 50e6
-    assert "fused pass in float32" in found.basis
+    assert "fused pass in float32 on cpu" in found.basis
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without the device says")
+def test_the_probe_measures_on_the_device_of_the_run_or_says_why_not(world):
+    found = estimate(TrainSpec.model_validate(SPEC), world, "cuda")
+    assert (found.seconds, found.memory_bytes) == (None, None)
+    assert "the probe failed" in found.basis
+    assert "CUDA" in found.basis
 
 
 def test_a_probe_that_fails_says_so_and_never_guesses(world, tmp_path):

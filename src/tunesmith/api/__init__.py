@@ -155,13 +155,15 @@ def plan(
     until: str | None = None,
     only: str | None = None,
     store: PathLike | None = None,
+    device: str = "auto",
     engine: str | None = None,
 ) -> Plan:
     """Return what a run would do, why, and what it would take. Raises what `run` would raise before it starts."""
     place = open_store(store)
     loaded = open_recipe(recipe, overrides=overrides)
     chosen_engine(loaded, engine)
-    return with_estimates(make_plan(loaded, place, until=until, only=only), place)
+    made = make_plan(loaded, place, until=until, only=only)
+    return with_estimates(made, place, device=this_machine(device).device)
 
 
 def run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from tunesmith.cli.options import EngineOption, OnlyOption, RecipeArgument, SetOption, StoreOption, UntilOption
@@ -18,6 +20,7 @@ def register(app: typer.Typer) -> None:
         only: OnlyOption = None,
         store: StoreOption = None,
         engine: EngineOption = None,
+        device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu or cuda.")] = "auto",
     ) -> None:
         """Show what a run would do: cached or to run, why, time and memory. Refuses what would fail."""
         from rich.markup import escape
@@ -27,7 +30,9 @@ def register(app: typer.Typer) -> None:
         from tunesmith.cli.console import make_console
         from tunesmith.cli.text import duration, size
 
-        made = api.plan(recipe, overrides=overrides or (), until=until, only=only, store=store, engine=engine)
+        made = api.plan(
+            recipe, overrides=overrides or (), until=until, only=only, store=store, device=device, engine=engine
+        )
         console = make_console()
         table = Table(title=f"plan of {made.recipe.name}", title_justify="left", box=None, pad_edge=False)
         for column in ("stage", "", "why", "time", "memory", "estimated from"):

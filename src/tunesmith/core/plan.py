@@ -91,14 +91,17 @@ def make_plan(recipe: Recipe, store: Store, *, until: str | None = None, only: s
     return Plan(recipe=recipe, stages=kept)
 
 
-def with_estimates(plan: Plan, store: Store) -> Plan:
-    """Return the plan with an estimate for every stage that will run: its own, or what it took last time."""
+def with_estimates(plan: Plan, store: Store, *, device: str) -> Plan:
+    """Return the plan with an estimate for every stage that will run: its own, or what it took last time.
+
+    `device` is the one that the run would have: `cpu` or `cuda`.
+    """
     made = {planned.name: planned.artifact for planned in plan.stages}
     stages = []
     for planned in plan.stages:
         if planned.status is Status.RUN:
             inputs = {role: made.get(table) if table else None for role, table in planned.table.inputs.items()}
-            planned = replace(planned, estimate=_estimate(planned, inputs, store))
+            planned = replace(planned, estimate=_estimate(planned, inputs, store, device))
         stages.append(planned)
     return replace(plan, stages=tuple(stages))
 
@@ -309,9 +312,9 @@ def _checked(planned: PlannedStage, all_planned: Mapping[str, PlannedStage]) -> 
 # ------------------------------------------------------------------------------------------------------- estimates
 
 
-def _estimate(planned: PlannedStage, inputs: Mapping[str, Artifact | None], store: Store) -> Estimate:
+def _estimate(planned: PlannedStage, inputs: Mapping[str, Artifact | None], store: Store, device: str) -> Estimate:
     stage = planned.table.stage
-    own = stage.estimate(planned.table.spec, inputs) if stage.estimate else None
+    own = stage.estimate(planned.table.spec, inputs, device) if stage.estimate else None
     if own is not None and own.seconds is not None:
         return own
     last = _last_time(planned, store)

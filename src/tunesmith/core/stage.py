@@ -88,7 +88,8 @@ Check = Callable[[Any, Mapping[str, Artifact | None]], list[str]]
 
 An input that is not made yet is `None`; a role that no table feeds is absent.
 """
-Estimator = Callable[[Any, Mapping[str, Artifact | None]], Estimate]
+Estimator = Callable[[Any, Mapping[str, Artifact | None], str], Estimate]
+"""(spec, inputs, device of the run) -> what it will take; inputs as for a check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

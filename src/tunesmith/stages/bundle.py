@@ -79,7 +79,7 @@ LOAD_BYTES_PER_SECOND = 5e7
 """Measured at 4e7 to 9e7: loading a base of 270 MB in bfloat16, hashing it, and eight golden prompts."""
 
 
-def estimate(spec: BundleSpec, inputs: Mapping[str, Artifact | None]) -> Estimate:
+def estimate(spec: BundleSpec, inputs: Mapping[str, Artifact | None], device: str) -> Estimate:
     """Predict from the size of the base, which is loaded once."""
     base = inputs.get("base")
     if base is None:

@@ -89,7 +89,7 @@ def check(spec: FetchSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     return []
 
 
-def estimate(spec: FetchSpec, inputs: Mapping[str, Artifact | None]) -> Estimate:
+def estimate(spec: FetchSpec, inputs: Mapping[str, Artifact | None], device: str) -> Estimate:
     """Predict from the size of what is converted or copied."""
     source = resolve_source(spec.model)
     if source.kind == "package":

@@ -99,7 +99,7 @@ class Got:
     schema_ok: bool | None
 
 
-def estimate(spec: RehearseSpec, inputs: Mapping[str, Artifact | None]) -> Estimate:
+def estimate(spec: RehearseSpec, inputs: Mapping[str, Artifact | None], device: str) -> Estimate:
     """Predict from the number of requests, at about a second each on two cores, and the start of a process."""
     return Estimate(seconds=15 + spec.requests, memory_bytes=None, basis="one second a request on two cores")
 

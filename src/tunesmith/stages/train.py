@@ -54,7 +54,7 @@ class TrainInputs(Inputs):
     contract: Artifact = role("contract", table="contract")
 
 
-def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> Estimate:
+def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None], device: str) -> Estimate:
     """Predict from a few passes over the encoded rows, once they are there."""
     from tunesmith.train.examples import read_examples
 
@@ -72,7 +72,7 @@ def estimate(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> Estimate
         spec,
         base=base.path,
         examples=examples.path,
-        device="cpu",
+        device=device,
         contract=None if contract is None else contract.path,
     )
     found = replace(in_processes(found, spec.parallel), notes=notes)

@@ -65,7 +65,7 @@ def estimate_by_probe(
         memory_bytes=found["memory_bytes"],
         basis=(
             f"probe: longest of {found['passes']} passes ({found['longest_rows']:,} tokens) and {TYPICAL_PASSES} more, "
-            f"{found['pass']} pass in {found['dtype']}, {found['tokens_per_second']:,.0f} tokens/s"
+            f"{found['pass']} pass in {found['dtype']} on {device}, {found['tokens_per_second']:,.0f} tokens/s"
         ),
     )
 
@@ -105,10 +105,12 @@ def measure(
 
     made.model.train()
     _train_on(batches[-1], made, choice.loss_pass)
+    _wait_for(device)
     middle = batches[len(batches) // 2 : len(batches) // 2 + TYPICAL_PASSES] or batches[-1:]
     begin = time.perf_counter()
     for batch in middle:
         _train_on(batch, made, choice.loss_pass)
+    _wait_for(device)
     per_row = (time.perf_counter() - begin) / sum(map(_size, middle))
 
     made.model.eval()
@@ -162,7 +164,7 @@ def _eval_seconds(
     ]
     begin = time.perf_counter()
     with torch.no_grad():
-        loss_pass.loss(batches[0], denominator=1.0)
+        float(loss_pass.loss(batches[0], denominator=1.0))  # A number is there when its device is done.
     return (time.perf_counter() - begin) / _size(batches[0]) * sum(map(_size, batches))
 
 
@@ -192,6 +194,14 @@ def _write(made: Assembled, folder: Path) -> Path:
     saved = folder / "result"
     made.save(saved)
     return saved
+
+
+def _wait_for(device: str) -> None:
+    """Return when a GPU has done what it was given: it works on while the clock is read."""
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize(device)
 
 
 def _size(batch: FlatBatch) -> int:

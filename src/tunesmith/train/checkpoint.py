@@ -80,7 +80,7 @@ class Identity:
     data: str
     """Digest of the examples."""
     settings: str
-    """Digest of everything that decides the arithmetic: hyper-parameters, dtype, pass, number of threads."""
+    """Digest of everything that decides the arithmetic: hyper-parameters, dtype, pass."""
 
 
 class CheckpointWriter:

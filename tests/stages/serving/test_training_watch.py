@@ -152,7 +152,7 @@ def test_a_probe_measures_what_the_run_will_measure_of_itself(inputs, monkeypatc
 def test_a_plan_says_on_which_card_the_base_fits(inputs):
     from tunesmith.stages.train import estimate
 
-    (note,) = estimate(TrainSpec.model_validate(SPEC), {"base": inputs["base"], "examples": None}).notes
+    (note,) = estimate(TrainSpec.model_validate(SPEC), {"base": inputs["base"], "examples": None}, "cpu").notes
     assert "LoRA fits on 8 GB without gradient checkpointing" in note
 
 

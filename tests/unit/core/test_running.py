@@ -1,5 +1,6 @@
 """What runs, why, what is left when it fails, and what nothing can lose."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from tunesmith.core.plan import make_plan, with_estimates
 from tunesmith.core.recipe import load_recipe
 from tunesmith.core.run import Machine, execute
 from tunesmith.core.runs import find_run, read_record
+from tunesmith.core.stage import Estimate
 from tunesmith.core.store import Store, verify
 from tunesmith.errors import PlanError, StoreError
 
@@ -137,14 +139,24 @@ def test_a_check_refuses_before_anything_runs_and_warns(recipe_file, toys, store
 
 
 def test_an_estimate_falls_back_to_what_it_took_last_time(recipe_file, toys, store):
-    plan = with_estimates(planned(recipe_file, toys, store), store)
+    plan = with_estimates(planned(recipe_file, toys, store), store, device="cpu")
     assert {stage.estimate.basis for stage in plan.stages} == {"never run here"}
     run(recipe_file, toys, store)
-    plan = with_estimates(planned(recipe_file, toys, store, "double.rate=1e-4"), store)
+    plan = with_estimates(planned(recipe_file, toys, store, "double.rate=1e-4"), store, device="cpu")
     assert [stage.estimate and stage.estimate.basis for stage in plan.stages] == [
         None, "last time", "last time",
     ]  # fmt: skip
     assert plan.stages[1].estimate.seconds >= 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_estimate_is_for_the_device_of_the_run(recipe_file, toys, store, device):
+    def estimate(spec, inputs, device):
+        return Estimate(seconds=1.0, memory_bytes=None, basis=device)
+
+    toys["double"] = dataclasses.replace(toys["double"], estimate=estimate)
+    plan = with_estimates(planned(recipe_file, toys, store), store, device=device)
+    assert [stage.estimate.basis for stage in plan.stages if stage.name == "double"] == [device]
 
 
 # ------------------------------------------------------------------------------------------------- what a run leaves
