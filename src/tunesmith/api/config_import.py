@@ -52,7 +52,7 @@ def import_config(path: Path, stages: Mapping[str, Stage], *, folder: Path) -> I
     if not isinstance(config, dict):
         raise RecipeError("not a config: no mapping of keys", where=str(path), found=type(config).__name__)
     tool = tool_of(config, where=str(path))
-    reader = ConfigReader(tool, config, where=str(path))
+    reader = ConfigReader(tool, config, where=str(path), folder=folder)
     recipe = reader.recipe(path.stem)
     text = _text(recipe, tool, path.name)
     parse_recipe(text, stages, path=(folder / "imported.yaml").absolute())

@@ -6,11 +6,14 @@ What lives here: keys that are read together, and the account of every key. What
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from tunesmith.api.foreign_configs import (
+    AXOLOTL_DATASET,
     BITS,
     NESTED,
     OPTIMIZERS,
@@ -23,6 +26,11 @@ from tunesmith.api.foreign_configs import (
 )
 from tunesmith.errors import RecipeError
 from tunesmith.types import JSON
+
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.json)(?<!\.jsonl)(?<!\.csv)(?<!\.parquet)(?<!\.arrow)(?<!\.txt)")
+"""`org/name`: what no file is called that holds rows, and is meant where no such folder is here."""
+MESSAGE_KEYS = (("role", "role", ("role", "from")), ("content", "content", ("content", "value")))
+"""What a message's parts are called: part, what axolotl takes where nothing is said, what is read here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +49,12 @@ class Fate:
 class ConfigReader:
     """Goes through one config and keeps what became of each key."""
 
-    def __init__(self, tool: Tool, config: Mapping[str, JSON], *, where: str) -> None:
+    def __init__(self, tool: Tool, config: Mapping[str, JSON], *, where: str, folder: Path) -> None:
+        """`folder` is the recipe's, from which its paths are meant."""
         self.tool = tool
         self.given = config
         self.where = where
+        self.folder = folder
         self.values: dict[str, JSON] = {**tool.defaults, **config}
         self.moved: list[Fate] = []
         self.always: list[Fate] = []
@@ -226,6 +236,9 @@ class ConfigReader:
             self._set("train.warmup_ratio", round(steps / total, 6), "warmup_steps")
         else:
             self._lose("warmup_steps", "warm-up is a share of the steps here: set train.warmup_ratio")
+            if "warmup_ratio" not in self.given:  # Our own default is nearer to it than none at all.
+                self.tables["train"].pop("warmup_ratio", None)
+                self.moved = [fate for fate in self.moved if fate.key != "warmup_ratio"]
 
     def _optimizer(self) -> None:
         key = "optimizer" if self.tool.name == "axolotl" else "optim"
@@ -301,6 +314,10 @@ class ConfigReader:
                     sources = [{"path": str(values["dataset_name"])}]
         if not sources:
             raise RecipeError(f"the config names no data: {key}", where=self.where)
+        for path in (str(source["path"]) for source in sources):
+            if HUB_NAME.fullmatch(path) and not (self.folder / path).exists():
+                hint = f"is it on the hub? then say ingest.hub: [{{id: {path}, revision: COMMIT}}] instead"
+                self.lost.append(Fate(key=f"{key}: {path}", value=path, why=f"there is no such file here; {hint}"))
         if len({source.get("path") for source in sources}) < len(sources):
             for source in sources:
                 source["name"] = source.get("dataset") or source["path"]
@@ -318,20 +335,24 @@ class ConfigReader:
             self._lose(size_key, "a number of rows; shares are fractions here: split.shares")
 
     def _axolotl_source(self, entry: Any) -> list[dict[str, JSON]]:
-        known = {
-            "path",
-            "type",
-            "ds_type",
-            "data_files",
-            "split",
-            "name",
-            "field_messages",
-            "message_property_mappings",
-        }
-        for option in sorted(set(entry) - known):
-            self.lost.append(
-                Fate(key=f"datasets[].{option}", value=entry[option], why="say it under ingest.sources[].columns")
-            )
+        for option, value in entry.items():
+            fate = Fate(key=f"datasets[].{option}", value=value, to="ingest.sources")
+            match AXOLOTL_DATASET.get(option):
+                case None:
+                    self.lost.append(replace(fate, to=None, why="say it under ingest.sources[].columns"))
+                case Always(why=why):
+                    self.always.append(replace(fate, to=None, why=why))
+                case Lost(harmless=harmless) if value in harmless:
+                    self.always.append(replace(fate, to=None, why="as rows are read and trained here"))
+                case Lost(why=why):
+                    self.lost.append(replace(fate, to=None, why=why))
+                case Read() if option == "message_property_mappings":
+                    known = all(value.get(part, own) in ours for part, own, ours in MESSAGE_KEYS)
+                    (self.always if known else self.lost).append(
+                        replace(fate, to=None, why="role and content, or from and value, are read in messages")
+                    )
+                case _:
+                    self.moved.append(fate)
         files = entry.get("data_files")
         if isinstance(files, str):
             files = [files]

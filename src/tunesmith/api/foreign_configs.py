@@ -107,6 +107,9 @@ LOGGING = Always(why="every step and validation is logged, in metrics.jsonl and 
 STORE = Always(why="results live in the store, under their fingerprint")
 CHECKPOINTS = Always(why="checkpoints are written by time and at each validation, and are complete")
 NO_PADDING = Always(why="batches have no padding, and documents never see each other")
+SEVERAL_PROCESSES = Lost(
+    why="say train.parallel: {kind: sharded, processes: N}", harmless=(None, False, "", [], {}, "no")
+)
 TRACKING = Lost(
     why="say it when it runs: tunesmith run --track NAME; metrics.jsonl holds every figure too",
     harmless=(None, "none", [], ["none"], ""),
@@ -141,7 +144,9 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     "do_train": Always(why="the stage trains"),
     "per_device_eval_batch_size": Always(why="bounded by train.max_tokens_per_batch"),
     "load_best_model_at_end": Always(why="the weights with the lowest validation loss are kept"),
-    "metric_for_best_model": Lost(why="the lowest validation loss decides", harmless=(None, "loss", "eval_loss")),
+    "metric_for_best_model": Lost(
+        why="say train.task_metric and train.metric_for_best_model: task_metric", harmless=(None, "loss", "eval_loss")
+    ),
     "greater_is_better": Always(why="a lower loss is better"),
     "logging_steps": LOGGING,
     "logging_strategy": LOGGING,
@@ -166,11 +171,12 @@ TRAINING_ARGUMENTS: dict[str, Rule] = {
     "preprocessing_num_workers": Always(why="workers are circumstance: tunesmith run --workers"),
     "dataset_num_proc": Always(why="workers are circumstance: tunesmith run --workers"),
     "group_by_length": NO_PADDING,
-    "ddp_timeout": Always(why="one process trains"),
-    "ddp_find_unused_parameters": Always(why="one process trains"),
-    "deepspeed": Lost(why="one process trains; DeepSpeed is not used"),
-    "fsdp": Lost(why="one process trains"),
-    "torch_compile": Lost(why="nothing is compiled"),
+    "ddp_timeout": Always(why="processes that are lost are told at once"),
+    "ddp_find_unused_parameters": Always(why="every trained tensor must get a gradient, or the run stops"),
+    "deepspeed": SEVERAL_PROCESSES,
+    "fsdp": SEVERAL_PROCESSES,
+    "fsdp_config": SEVERAL_PROCESSES,
+    "torch_compile": Always(why="the engine brings its own compiled loops"),
     "push_to_hub": Lost(why="nothing is uploaded"),
     "use_cpu": Always(why="devices are circumstance: tunesmith run --device"),
     "label_smoothing_factor": Lost(why="the loss is plain cross-entropy"),
@@ -358,7 +364,6 @@ AXOLOTL = Tool(
         "lora_mlp_kernel": Always(why="the engine's own fused kernels are used where they are proven equal"),
         "lora_qkv_kernel": Always(why="the engine's own fused kernels are used where they are proven equal"),
         "lora_o_kernel": Always(why="the engine's own fused kernels are used where they are proven equal"),
-        "fsdp_config": Lost(why="one process trains"),
         "debug": LOGGING,
     },
     defaults={
@@ -369,5 +374,21 @@ AXOLOTL = Tool(
         "seed": 42,
     },
 )
+
+TOLD_FROM_ROWS = Always(why="told from the file and its rows")
+AXOLOTL_DATASET: dict[str, Rule] = {
+    "path": Read(),
+    "data_files": Read(),
+    "field_messages": Read(),
+    "message_property_mappings": Read(),
+    "ds_type": TOLD_FROM_ROWS,
+    "type": Lost(why="rows are conversations", harmless=(None, "chat_template", "sharegpt", "alpaca")),
+    "name": Lost(why="name the file, or the data set under ingest.hub with `subset:`", harmless=(None,)),
+    "split": Lost(why="name the file of that split, or the data set under ingest.hub", harmless=(None, "train")),
+    "chat_template": Lost(why="say contract.template", harmless=(None, "tokenizer_default")),
+    "roles_to_train": Lost(why="answers train, nothing else", harmless=(None, ["assistant"], ["gpt"])),
+    "train_on_eos": Lost(why="the token that ends an answer trains, no other", harmless=(None, "turn")),
+}
+"""Options of one of axolotl's data sets; others name columns."""
 
 TOOLS = (LLAMA_FACTORY, AXOLOTL, TRL)

@@ -130,9 +130,46 @@ def test_a_config_of_axolotl_means_the_same_and_says_what_it_loses(tmp_path):
     (source,) = recipe.tables["ingest"].spec.sources
     assert source.columns == {"messages": "turns"}
     lost = {fate.key for fate in made.lost}
-    assert {"warmup_steps", "datasets[].roles_to_train"} <= lost
+    assert lost == {"warmup_steps"}
+    assert train.warmup_ratio == 0.05, "some warm-up was asked for"
+    assert {"datasets[].type", "datasets[].roles_to_train"} <= {fate.key for fate in made.always}
     assert (train.adapter.kind, train.adapter.quantization.kind) == ("lora", "nf4")
     assert [fate.key for fate in made.unknown] == ["a_key_nobody_knows"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fate"),
+    [
+        ("split", "train[:10%]", "lost"),
+        ("split", "train", "always"),
+        ("type", "completion", "lost"),
+        ("message_property_mappings", {"role": "from", "content": "value"}, "always"),
+        ("message_property_mappings", {"role": "who", "content": "said"}, "lost"),
+        ("train_on_eos", "last", "lost"),
+        ("field_instruction", "question", "lost"),
+        ("field_messages", "turns", "moved"),
+    ],
+)
+def test_no_option_of_a_data_set_is_passed_over(tmp_path, option, value, fate):
+    config = yaml.safe_load(AXOLOTL)
+    config["datasets"] = [{"path": "data/chat.jsonl", option: value}]
+    made, _ = imported(tmp_path, yaml.safe_dump(config))
+    assert [item.key for item in getattr(made, fate)].count(f"datasets[].{option}") == 1
+
+
+@pytest.mark.parametrize(("name", "told"), [("org/chats", True), ("data/rows.jsonl", False), ("org/here", False)])
+def test_a_data_set_that_is_no_file_may_be_on_the_hub_and_is_told(tmp_path, name, told):
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "here").write_text("")
+    made, _ = imported(tmp_path, TRL.replace("data/rows.jsonl", name))
+    assert ("ingest.hub" in " ".join(fate.why for fate in made.lost)) == told
+
+
+@pytest.mark.parametrize("key", ["fsdp", "fsdp_config", "deepspeed"])
+def test_several_processes_are_pointed_to_their_key(tmp_path, key):
+    made, _ = imported(tmp_path, f"{TRL}{key}: full_shard\n")
+    (lost,) = (fate for fate in made.lost if fate.key == key)
+    assert "train.parallel" in lost.why
 
 
 @pytest.mark.parametrize(
