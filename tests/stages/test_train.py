@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 sys.path.append(str(Path(__file__).parent))
 from training_process import train_in
-from training_world import artifact, examples, training_inputs, write_examples
+from training_world import artifact, examples, tiny_base, training_inputs, write_examples
 
 from tunesmith.errors import ContractError, PlanError, TrainingError
 from tunesmith.model.load import load_model
@@ -183,8 +183,69 @@ def test_examples_of_another_contract_are_refused(run_stage, world, tmp_path):
 
 def test_a_learning_rate_that_explodes_stops_the_run_with_the_reason(run_stage, world, tmp_path):
     with pytest.raises(TrainingError, match="the loss is nan") as error:
-        run_stage("train", world, {**SPEC, "learning_rate": 1e38}, tmp_path)
+        run_stage("train", world, {**SPEC, "learning_rate": 1e38, "evals_per_epoch": 0.1}, tmp_path)
     assert "learning_rate" in str(error.value)
+
+
+def test_a_run_that_diverges_in_its_first_steps_stops_and_leaves_no_artefact(run_stage, tmp_path):
+    """At a rate of 10 a base that knows its rows has forgotten them before any training loss could be called usual."""
+    world = training_inputs(tmp_path / "world")
+    shutil.copyfile(world["examples"].path / "train.parquet", world["examples"].path / "val.parquet")
+    taught = {
+        **SPEC,
+        "adapter": {"kind": "full"},
+        "learning_rate": 1e-2,
+        "num_train_epochs": 12,
+        "evals_per_epoch": 0.1,
+    }
+    knowing = run_stage("train", world, taught, tmp_path / "taught").path / "adapter"
+    shutil.rmtree(world["base"].path / "model")
+    shutil.copytree(knowing, world["base"].path / "model")
+    with pytest.raises(TrainingError, match="the validation loss diverges"):
+        run_stage("train", world, {**SPEC, "learning_rate": 10.0}, tmp_path / "run")
+    assert not list((tmp_path / "run" / ".tunesmith" / "store").glob("adapter/*"))
+
+
+def test_gradients_that_are_zero_stop_the_run(run_stage, world, tmp_path):
+    """A base of zeros: whatever the adapter is, every hidden state is zero."""
+    base = tiny_base(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(base.path / "model")
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    model.save_pretrained(base.path / "model")
+    with pytest.raises(TrainingError, match="step 0: every gradient is zero"):
+        run_stage("train", {**world, "base": base}, SPEC, tmp_path)
+
+
+def test_a_trained_tensor_that_no_loss_depends_on_stops_the_run_at_its_first_step(
+    run_stage, world, tmp_path, monkeypatch
+):
+    from tunesmith.model import full
+
+    honest = full.train_all_
+
+    def with_an_idle_tensor(model):
+        parameters, publish = honest(model)
+        parameters["idle"] = torch.nn.Parameter(torch.zeros(3))
+        return parameters, publish
+
+    monkeypatch.setattr(full, "train_all_", with_an_idle_tensor)
+    with pytest.raises(TrainingError, match="1 of 22 trainable tensors get no gradient") as error:
+        run_stage("train", world, {**SPEC, "adapter": {"kind": "full"}}, tmp_path)
+    assert "idle" in str(error.value)
+
+
+def test_a_validation_loss_that_is_no_number_is_no_success(run_stage, tmp_path):
+    """Only a validation row reads the token whose embedding is infinite: every training step looks healthy."""
+    world = training_inputs(tmp_path / "world")
+    model = AutoModelForCausalLM.from_pretrained(world["base"].path / "model")
+    model.get_input_embeddings().weight.data[9] = float("inf")
+    model.save_pretrained(world["base"].path / "model")
+    write_examples(
+        world["examples"].path / "val.parquet", [{"row_id": "val", "ids": [3, 9, 4], "weights": [0.0, 0.0, 1.0]}]
+    )
+    with pytest.raises(TrainingError, match="after step 0: val_loss is nan"):
+        run_stage("train", world, SPEC, tmp_path)
 
 
 def test_a_run_that_is_all_warm_up_is_no_success(run_stage, world, tmp_path):

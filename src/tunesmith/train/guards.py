@@ -1,7 +1,7 @@
 """What makes a training run worthless, checked while it runs, so that it stops with the reason.
 
-What lives here: NaN and infinity, gradients that vanish, a loss that runs away, tensors that never learn. What does
-not: hyper-parameters that look unwise before the run (`stages/train.check`).
+What lives here: NaN and infinity, gradients that vanish or never come, a loss that runs away, tensors that never learn.
+What does not: hyper-parameters that look unwise before the run (`stages/train.check`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ WINDOW = 8
 
 RUNAWAY_NATS = 1.0
 RUNAWAY_FACTOR = 1.5
-"""A run diverges when the mean of the last 8 losses is above both the first 8's mean times 1.5 and that mean plus 1."""
+"""A run diverges when the mean of the last 8 losses is above both the first 8's mean times 1.5 and that mean plus 1, or
+the validation loss is as far above the base's."""
 
 
 def check_step(step: int, *, loss: float, grad_norm: float, row_ids: Sequence[str]) -> None:
@@ -39,6 +40,28 @@ def check_step(step: int, *, loss: float, grad_norm: float, row_ids: Sequence[st
         )
 
 
+def check_measured(step: int, measured: Mapping[str, float]) -> None:
+    """Raise `TrainingError` when a figure of a validation is not a finite number: nothing compares with NaN."""
+    for name, value in measured.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"after step {step}: {name} is {value}",
+                where="the base model itself" if step == 0 else "the weights that were trained so far",
+                hint="set train.dtype to bfloat16 or float32; if it is, lower train.learning_rate",
+            )
+
+
+def check_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    """Raise `TrainingError` for trained tensors that the first step's backward did not reach: no later one would."""
+    without = [name for name, parameter in parameters.items() if parameter.grad is None]
+    if without:
+        raise TrainingError(
+            f"{len(without)} of {len(parameters)} trainable tensors get no gradient",
+            where=", ".join(without[:3]),
+            hint="the loss does not depend on them: leave their layers out of train.adapter.targets",
+        )
+
+
 def check_divergence(step: int, *, early: Sequence[float], recent: Sequence[float]) -> None:
     """Raise `TrainingError` when the loss has run away from where the run began."""
     if len(early) < WINDOW or len(recent) < WINDOW:
@@ -49,6 +72,23 @@ def check_divergence(step: int, *, early: Sequence[float], recent: Sequence[floa
             f"step {step}: the loss diverges",
             expected=f"below its start, {before:.3f} over the first {WINDOW} steps",
             found=f"{now:.3f} over the last {WINDOW}",
+            hint="lower train.learning_rate or lengthen train.warmup_ratio",
+        )
+
+
+def check_held_out(step: int, *, base: float, now: float, gained: bool) -> None:
+    """Raise `TrainingError` when the validation loss has run away from the base model's and nothing was gained before.
+
+    It sees a run that diverges within the steps that `check_divergence` takes for its start. `gained` says that weights
+    better than the base are kept: then a loss that rises is overfitting, which patience and the best weights answer.
+    """
+    if step < WINDOW or gained:
+        return
+    if now > base * RUNAWAY_FACTOR and now > base + RUNAWAY_NATS:
+        raise TrainingError(
+            f"step {step}: the validation loss diverges",
+            expected=f"below the base model's, {base:.3f}",
+            found=f"{now:.3f}, and no validation before was better than the base's",
             hint="lower train.learning_rate or lengthen train.warmup_ratio",
         )
 

@@ -31,7 +31,16 @@ from tunesmith.train.checkpoint import (
     save_checkpoint,
 )
 from tunesmith.train.examples import ExampleTable
-from tunesmith.train.guards import WINDOW, check_divergence, check_learned, check_step, fingerprint_of
+from tunesmith.train.guards import (
+    WINDOW,
+    check_divergence,
+    check_gradients,
+    check_held_out,
+    check_learned,
+    check_measured,
+    check_step,
+    fingerprint_of,
+)
 from tunesmith.train.memory import peak_bytes
 from tunesmith.train.passes import LossPass
 from tunesmith.train.scaling import LossScale
@@ -111,7 +120,7 @@ def run_training(
     and reports.
     Metrics go line by line to `work/metrics.jsonl`. A run that was interrupted continues from the newest checkpoint in
     `work`, and ends with the same weights, bit for bit, as one that was not (same machine, same threads).
-    Raises `TrainingError` for NaN, zero gradients, divergence, or a tensor that never moved.
+    Raises `TrainingError` for NaN, zero or missing gradients, divergence, or a tensor that never moved.
     """
     device = next(iter(parameters.values())).device
     sharing = share_prefixes and loss_pass.shares_prefixes
@@ -170,12 +179,16 @@ def run_training(
         measured = measure_due(figures, counters, last_step=plan.total_steps)
         if not measured:
             return counters
+        check_measured(counters.step, measured)
         counters, improved = judged(counters, measured, by=deciding)
         if improved:
             best.update({name: own_part(parameter.detach()).cpu().clone() for name, parameter in parameters.items()})
         metrics.write(
             {"step": counters.step, **measured, "best": improved, "eval_seconds": time.perf_counter() - begin}
         )
+        if VAL_LOSS in measured and deciding is not None:
+            gained = deciding.gained(counters.best, over=counters.first)
+            check_held_out(counters.step, base=counters.first[VAL_LOSS], now=measured[VAL_LOSS], gained=gained)
         return counters
 
     def save(counters: Counters) -> None:
@@ -220,6 +233,8 @@ def run_training(
             part.backward()  # type: ignore[no-untyped-call]
             own_loss += float(part.detach()) / scale.value
         world.sum_gradients_(parameters.values())
+        if step == 0:
+            check_gradients(parameters)
         scale.unscale_(parameters.values())
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))

@@ -31,6 +31,10 @@ class Figure:
         """Whether `value` is better than `other`."""
         return value < other if self.better == "lower" else value > other
 
+    def gained(self, best: Mapping[str, float], *, over: Mapping[str, float]) -> bool:
+        """Whether the best measurements so far, by name, hold a better value of this figure than `over`."""
+        return self.name in best and self.beats(best[self.name], over[self.name])
+
 
 def measure_due(figures: Sequence[Figure], counters: Counters, *, last_step: int) -> dict[str, float]:
     """Return the figures that are due after `counters.step` steps, by name; none that were measured there already."""

@@ -16,7 +16,15 @@ from tunesmith.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from tunesmith.train.guards import check_divergence, check_learned, check_step, fingerprint_of
+from tunesmith.train.guards import (
+    check_divergence,
+    check_gradients,
+    check_held_out,
+    check_learned,
+    check_measured,
+    check_step,
+    fingerprint_of,
+)
 from tunesmith.train.optim import adamw, parameter_groups
 from tunesmith.train.scaling import LossScale
 from tunesmith.train.world import World
@@ -241,6 +249,23 @@ def test_zero_gradients_stop_the_run():
         check_step(0, loss=1.0, grad_norm=0.0, row_ids=["r"])
 
 
+def test_a_tensor_that_the_backward_does_not_reach_stops_the_run_at_its_first_step():
+    parameters = {"a": torch.nn.Parameter(torch.ones(2)), "b": torch.nn.Parameter(torch.ones(2))}
+    (2 * parameters["a"]).sum().backward()
+    with pytest.raises(TrainingError, match="1 of 2 trainable tensors get no gradient") as error:
+        check_gradients(parameters)
+    assert "b" in str(error.value)
+    (0 * parameters["b"]).sum().backward()  # Zero is a gradient: A has that while B is zero.
+    check_gradients(parameters)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_validation_that_is_no_number_stops_the_run(value):
+    check_measured(4, {"val_loss": 1.0, "exact_match": 0.0})
+    with pytest.raises(TrainingError, match="after step 4: val_loss is"):
+        check_measured(4, {"exact_match": 0.5, "val_loss": value})
+
+
 def test_a_loss_that_runs_away_stops_the_run_and_noise_does_not():
     early = [2.0] * 8
     check_divergence(20, early=early, recent=[2.9] * 8)
@@ -248,6 +273,15 @@ def test_a_loss_that_runs_away_stops_the_run_and_noise_does_not():
     check_divergence(3, early=early[:4], recent=[9.0] * 4)
     with pytest.raises(TrainingError, match="diverges"):
         check_divergence(20, early=early, recent=[3.1] * 8)
+
+
+def test_a_validation_loss_far_above_the_bases_stops_the_run_where_nothing_was_gained():
+    check_held_out(20, base=2.0, now=2.9, gained=False)
+    check_held_out(20, base=0.1, now=0.9, gained=False)
+    check_held_out(4, base=2.0, now=9.0, gained=False)  # A first step too wide may be made good.
+    check_held_out(20, base=2.0, now=9.0, gained=True)  # Overfitting: the best weights are kept.
+    with pytest.raises(TrainingError, match="the validation loss diverges"):
+        check_held_out(20, base=2.0, now=3.1, gained=False)
 
 
 def test_a_tensor_that_did_not_move_is_no_success():

@@ -71,3 +71,13 @@ def test_without_anything_that_decides_nothing_is_best():
 def test_better_is_what_the_figure_says(better, value, other, beats):
     assert figure(better=better).beats(value, other) is beats
     assert not figure(better=better).beats(value, value)
+
+
+def test_something_is_gained_once_the_best_value_beats_the_bases():
+    loss, metric = figure(), figure("exact_match", better="higher")
+    base = {"val_loss": 2.0, "exact_match": 0.5}
+    assert not loss.gained({}, over=base)
+    assert not loss.gained({"val_loss": 2.0}, over=base)
+    assert loss.gained({"val_loss": 1.9, "exact_match": 0.5}, over=base)
+    assert not metric.gained({"val_loss": 1.9, "exact_match": 0.5}, over=base)
+    assert metric.gained({"val_loss": 2.5, "exact_match": 0.6}, over=base)
