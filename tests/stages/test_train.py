@@ -510,6 +510,8 @@ def test_small_steps_on_bfloat16_weights_are_not_lost(run_stage, world, tmp_path
         ({"learning_rate": 2e-5, "adapter": {"kind": "full"}}, None),
         ({"learning_rate": 2e-4, "num_train_epochs": 20}, "20 epochs over 40 rows"),
         ({"learning_rate": 2e-4, "num_train_epochs": 5}, None),
+        ({"learning_rate": 2e-4, "num_train_epochs": 20, "max_steps": 25}, None),
+        ({"learning_rate": 2e-4, "max_steps": 5}, "5 steps are few"),
         ({"learning_rate": 2e-4, "batch_size": 40}, "steps are few"),
         ({"learning_rate": 2e-4, "max_tokens_per_batch": 10}, "makes a pass of its own"),
     ],

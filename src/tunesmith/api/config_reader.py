@@ -71,6 +71,8 @@ class ConfigReader:
         self._model()
         self._adapter()
         self._single_keys()
+        self._length()
+        self._what_trains()
         self._batch()
         self._warmup()
         self._optimizer()
@@ -197,6 +199,9 @@ class ConfigReader:
                 self.always.append(
                     Fate(key=targets_key, value=values[targets_key], why="all linear layers are adapted")
                 )
+            elif self.tool.name == "TRL" and kind != "full":
+                why = "all linear layers are adapted; without it PEFT chooses some of them: say train.adapter.targets"
+                self.lost.append(Fate(key=targets_key, value=None, why=why, by_default=True))
         elif kind != "full":
             self._set("train.adapter.targets", list(targets), targets_key)
 
@@ -263,17 +268,46 @@ class ConfigReader:
                 self._lose(key, "only AdamW has it")
 
     def _numbers(self) -> None:
-        if self.values.get("fp16"):
-            self._set("train.dtype", "float16", "fp16")
-        for key in ("bf16", "dtype", "torch_dtype"):
+        """Say what steps compute in: a switch that is on does, then the dtype of weights, then a switch that is off.
+
+        Weights that the optimizer changes are float32 here whatever the wish is, as under these tools' mixed precision.
+        """
+        wishes: list[tuple[str, JSON]] = []
+        for key, name in (("fp16", "float16"), ("bf16", "bfloat16")):
             value = self.values.get(key)
-            if value is None or key not in self.tool.rules:
-                continue
-            chosen = {True: "bfloat16", "true": "bfloat16", False: "float32", "false": "float32"}.get(value, value)
-            if chosen in ("auto", "bfloat16", "float32", "float16"):
-                self._set("train.dtype", chosen, key)
-            else:
+            if value not in (None, False, "false"):
+                wishes.append((key, "auto" if value == "auto" else name))
+        for key in ("dtype", "torch_dtype"):
+            if self.values.get(key) is not None and key in self.tool.rules:
+                wishes.append((key, self.values[key]))
+        if self.values.get("bf16") in (False, "false"):
+            wishes.append(("bf16", "float32"))
+        chosen: str | None = None
+        for key, name in wishes:
+            if name not in ("auto", "bfloat16", "float32", "float16"):
                 self._lose(key, "bfloat16, float32, float16 or auto")
+            elif chosen is None or self.tables["train"]["dtype"] == name:
+                chosen = chosen or key
+                self._set("train.dtype", name, key)
+            else:
+                self.always.append(Fate(key=key, value=self.values[key], why=f"{chosen} says what steps compute in"))
+
+    def _length(self) -> None:
+        """Let `max_steps` decide alone, as it does in these tools: here the earlier of steps and epochs ends a run."""
+        steps = self.tables["train"].get("max_steps")
+        if steps is None:
+            return
+        self.tables["train"]["num_train_epochs"] = float(steps)  # A step takes at most one pass over the rows.
+        why = "max_steps decides alone there, so that there are passes enough for it"
+        self.moved = [replace(fate, why=why) if fate.to == "train.num_train_epochs" else fate for fate in self.moved]
+
+    def _what_trains(self) -> None:
+        """Tell where TRL trains on more than the answers because its config does not say otherwise."""
+        switches = ("assistant_only_loss", "completion_only_loss")
+        if self.tool.name != "TRL" or any(self.values.get(key) for key in switches) or switches[0] in self.given:
+            return
+        why = "only answers train here; without it TRL trains on whole conversations, unless rows have a completion"
+        self.lost.append(Fate(key=switches[0], value=False, why=why, by_default=True))
 
     def _template(self) -> None:
         for key in ("template", "chat_template"):

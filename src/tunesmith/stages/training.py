@@ -312,6 +312,7 @@ def _check_examples(spec: TrainSpec, examples: Artifact, base: Artifact | None, 
         longest=longest,
         context=limit,
         num_epochs=spec.num_train_epochs,
+        max_steps=spec.max_steps,
         batch_size=spec.batch_size,
         max_tokens_per_batch=spec.max_tokens_per_batch,
     )

@@ -7,6 +7,7 @@ What lives here: warnings from settings, rows and contract; the notes of a plan.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from tunesmith.core.artifact import Artifact
@@ -51,6 +52,7 @@ def unwise_for_rows(
     longest: int,
     context: int | None,
     num_epochs: float,
+    max_steps: int | None,
     batch_size: int,
     max_tokens_per_batch: int,
 ) -> list[str]:
@@ -64,9 +66,11 @@ def unwise_for_rows(
             f"the longest row has {longest:,} tokens, above max_tokens_per_batch {max_tokens_per_batch:,}: "
             "it makes a pass of its own and needs that much more memory"
         )
-    steps = num_epochs * num_rows / batch_size
+    steps = math.ceil(num_epochs * num_rows / batch_size)
+    if max_steps is not None and max_steps < steps:
+        steps, num_epochs = max_steps, max_steps * batch_size / num_rows
     if steps < FEW_STEPS:
-        warnings.append(f"{steps:.0f} steps are few: use a smaller batch_size or more epochs")
+        warnings.append(f"{steps} steps are few: use a smaller batch_size or more epochs")
     limit = MANY_EPOCHS_OF_FEW if num_rows < FEW_ROWS else MANY_EPOCHS
     if num_epochs > limit:
         warnings.append(

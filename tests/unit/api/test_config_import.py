@@ -196,9 +196,57 @@ def test_a_config_of_trl_means_the_same(tmp_path):
     assert (train.adapter.kind, train.adapter.rank, train.adapter.targets) == ("dora", 4, ("q_proj", "v_proj"))
     assert (train.max_steps, train.warmup_ratio, train.batch_size) == (200, 0.1, 4)
     assert (train.optimizer.beta2, train.neftune_noise_alpha) == (0.95, 5)
-    assert train.num_train_epochs == 3.0  # TRL's default, not ours
-    assert any(fate.key == "num_train_epochs" and fate.by_default for fate in made.moved)
-    assert [fate.key for fate in made.lost] == ["push_to_hub"]
+    assert train.seed == 42  # TRL's default, not ours
+    assert any(fate.key == "seed" and fate.by_default for fate in made.moved)
+    assert sorted(fate.key for fate in made.lost) == ["assistant_only_loss", "push_to_hub"]
+
+
+@pytest.mark.parametrize("epochs", ["", "num_train_epochs: 1\n"])
+@pytest.mark.parametrize("num_rows", [3, 1000])
+def test_as_many_steps_are_done_as_the_config_says_however_few_the_rows(tmp_path, epochs, num_rows):
+    """transformers: max_steps overrides num_train_epochs, and goes over the rows again and again."""
+    from tunesmith.train.batches import count_steps
+
+    _, recipe = imported(tmp_path, f"{TRL}{epochs}")
+    train = recipe.tables["train"].spec
+    steps = count_steps(
+        num_rows, batch_size=train.batch_size, num_epochs=train.num_train_epochs, max_steps=train.max_steps
+    )
+    assert steps == 200
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [("", True), ("assistant_only_loss: true", False), ("completion_only_loss: true", False),
+     ("assistant_only_loss: false", True)],
+)  # fmt: skip
+def test_a_config_of_trl_that_trains_whole_conversations_is_told_that_only_answers_train(tmp_path, keys, told):
+    made, _ = imported(tmp_path, f"{TRL}{keys}\n")
+    assert [fate.key for fate in made.lost].count("assistant_only_loss") == told
+
+
+def test_a_config_of_trl_without_targets_is_told_that_all_layers_are_adapted(tmp_path):
+    made, recipe = imported(tmp_path, TRL.replace("lora_target_modules: [q_proj, v_proj]\n", ""))
+    assert recipe.tables["train"].spec.adapter.targets is None
+    assert "lora_target_modules" in {fate.key for fate in made.lost}
+
+
+@pytest.mark.parametrize(
+    ("keys", "dtype"),
+    [
+        ("fp16: true\nbf16: false", "float16"),
+        ("bf16: true\nfp16: false", "bfloat16"),
+        ("bf16: true\ndtype: float32", "bfloat16"),
+        ("bf16: true\ntorch_dtype: auto", "bfloat16"),
+        ("bf16: false\ndtype: bfloat16", "bfloat16"),
+        ("bf16: false", "float32"),
+        ("dtype: bfloat16", "bfloat16"),
+    ],
+)
+def test_steps_compute_in_what_the_config_says(tmp_path, keys, dtype):
+    made, recipe = imported(tmp_path, f"{TRL}{keys}\n")
+    assert recipe.tables["train"].spec.dtype == dtype
+    assert set(yaml.safe_load(keys)) <= set(fates(made))
 
 
 def test_full_fine_tuning_leaves_no_adapter_keys_behind(tmp_path):
