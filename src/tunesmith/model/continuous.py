@@ -67,7 +67,7 @@ def run_continuous(
                 decoder, cache, prefix, suffixes, waiting, rows, tokens, free, choose=choose, accept=accept, admit=admit
             )
         elif not waiting and free and len(free) * _REFILL_SHARE >= len(rows):
-            alive = [slot for slot, row in enumerate(rows) if row is not None]
+            alive = _together([row is not None for row in rows])
             if not alive:
                 return
             cache.keep_(alive)
@@ -90,6 +90,13 @@ def run_continuous(
                 ended.append(slot)
                 yield index
         cache.free_(ended)
+
+
+def _together(occupied: Sequence[bool]) -> list[int]:
+    """Return the occupied slots, the last of them in the place of the free ones, so that few rows move."""
+    alive = [slot for slot, is_occupied in enumerate(occupied) if is_occupied]
+    last = [slot for slot in alive if slot >= len(alive)]
+    return [slot if occupied[slot] else last.pop() for slot in range(len(alive))]
 
 
 def _fill_(

@@ -73,7 +73,6 @@ class Cache:
     def __init__(self, decoder: Decoder, *, rows: int, capacity: int) -> None:
         shape = (rows, decoder.num_kv_heads, capacity, decoder.head_size)
         self.rows, self.capacity, self.end = rows, capacity, 0
-        self._num_layers = decoder.num_layers
         self.keys, self.values = (
             [torch.zeros(shape, dtype=decoder.dtype) for _ in range(decoder.num_layers)] for _ in range(2)
         )
@@ -131,12 +130,14 @@ class Cache:
             self.bias_BT[slot, : self.end] = MASKED
 
     def keep_(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
-        where = torch.tensor(rows)
-        for layer in range(self._num_layers):
-            self.keys[layer] = self.keys[layer][where]
-            self.values[layer] = self.values[layer][where]
-        self.start_B, self.bias_BT = self.start_B[where], self.bias_BT[where]
+        """Keep these rows only, in this order; those that stay where they are are not copied."""
+        moved = [place for place, row in enumerate(rows) if row != place]
+        sources = [rows[place] for place in moved]
+        for parts in (self.keys, self.values, [self.start_B], [self.bias_BT]):
+            for index, part in enumerate(parts):
+                part[moved] = part[sources]
+                parts[index] = part[: len(rows)]
+        self.start_B, self.bias_BT = self.start_B[: len(rows)], self.bias_BT[: len(rows)]
         self.rows = len(rows)
 
     def make_room_(self) -> None:
@@ -146,7 +147,7 @@ class Cache:
         shift = self.begin
         assert shift > 0, "the buffer is as long as its longest row"
         keep = self.end - shift
-        for layer in range(self._num_layers):
+        for layer in range(len(self.keys)):
             self.keys[layer][:, :, :keep] = self.keys[layer][:, :, shift : self.end].clone()
             self.values[layer][:, :, :keep] = self.values[layer][:, :, shift : self.end].clone()
         self.bias_BT[:, :keep] = self.bias_BT[:, shift : self.end].clone()

@@ -10,6 +10,9 @@
  * T rows, E columns; `stride` is the distance of two rows, for columns that are part of a wider buffer.
  */
 #include <stdlib.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 #include "numbers.h"
 
@@ -149,6 +152,11 @@ void cross_entropy(long rows, long columns, element *logits, const int64_t *labe
     }
 }
 
+#define UNROLLED _Pragma("GCC unroll 8")
+#define PACK 4        /* Queries that share one load of keys and values. */
+#define MOST_PARTS 8  /* Vectors of the largest head. */
+#define LINE (64 / (long)sizeof(element)) /* What memory hands over at once. */
+
 typedef float sixteen __attribute__((vector_size(64)));
 typedef int32_t places __attribute__((vector_size(64)));
 
@@ -159,7 +167,7 @@ static inline sixteen load_sixteen(const element *at) {
 }
 
 /* Sums of sixteen vectors as one: halves of two vectors are laid side by side and added, four times over. */
-static inline sixteen sums_of(sixteen *v) {
+static __attribute__((noinline)) sixteen sums_of(sixteen *v) {
     const places low[4] = {{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
                            {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
                            {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
@@ -172,52 +180,120 @@ static inline sixteen sums_of(sixteen *v) {
     return v[0];
 }
 
-/* One key head of one row: `group` queries over `count` keys, the first `prefix` of them shared. `size` is a multiple
- * of 16 that the compiler knows. scores [group, count + 15]. */
-static inline __attribute__((always_inline)) void attend_head(const long size, long group, const element *queries,
-                                                              const element *shared, long shared_stride, long prefix,
-                                                              long value_offset, const element *keys,
-                                                              const element *values, long stride, long count,
-                                                              float scale, float *scores, element *out) {
-    const long parts = size / 16;
-    for (long g = 0; g < group; g++) {
-        sixteen query[parts];
-        for (long c = 0; c < parts; c++) query[c] = load_sixteen(queries + g * size + 16 * c) * scale;
-        float *line = scores + g * (count + 15), top = -INFINITY, sum = 0.0f;
-        for (long begin = 0; begin < count; begin += 16) {
-            sixteen products[16];
-            _Pragma("GCC unroll 16") for (long i = 0; i < 16; i++) {
-                long t = begin + i < count ? begin + i : count - 1;
-                const element *key = t < prefix ? shared + t * shared_stride : keys + (t - prefix) * stride;
-                products[i] = query[0] * load_sixteen(key);
-                for (long c = 1; c < parts; c++) products[i] += query[c] * load_sixteen(key + 16 * c);
-            }
-            sixteen found = sums_of(products);
-            memcpy(line + begin, &found, sizeof(found));
+/* What the queries of one key head see: `count` positions, the first `prefix` of them shared by all rows. Strides are
+ * those of positions; `shared_values` is how far behind its key a shared value lies, `ahead` how far behind a value the
+ * key lies that will be read next, which is fetched from memory meanwhile. scores [PACK, count + 15]. */
+typedef struct {
+    const element *shared, *keys, *values;
+    long shared_stride, stride, shared_values, prefix, count, ahead;
+    float scale, *scores;
+} view;
+
+static inline const element *position(const view *seen, const element *own, long shared_offset, long t) {
+    return t < seen->prefix ? seen->shared + shared_offset + t * seen->shared_stride
+                            : own + (t - seen->prefix) * seen->stride;
+}
+
+/* Products of `pack` queries with one key, sixteen partial sums each, written PACKs of sixteen apart. A processor that
+ * multiplies bfloat16 takes it as it is; elsewhere `wide` holds the queries in float32. The products are exact both
+ * ways, and summed in float32. */
+static inline __attribute__((always_inline)) void multiply(const long size, const long pack, const element *queries,
+                                                           const float *wide, const element *key, sixteen *out) {
+#if defined(ELEMENT_BFLOAT16) && defined(__AVX512BF16__)
+    if (size % 32 == 0) {
+        __m512bh part[MOST_PARTS / 2];
+        UNROLLED for (long c = 0; c < size / 32; c++) part[c] = (__m512bh)_mm512_loadu_si512(key + 32 * c);
+        UNROLLED for (long g = 0; g < pack; g++) {
+            __m512 sum = _mm512_setzero_ps();
+            UNROLLED for (long c = 0; c < size / 32; c++)
+                sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(queries + g * size + 32 * c), part[c]);
+            out[16 * g] = (sixteen)sum;
         }
-        _Pragma("omp simd reduction(max : top)") for (long t = 0; t < count; t++) top = line[t] > top ? line[t] : top;
-        _Pragma("omp simd reduction(+ : sum)") for (long t = 0; t < count; t++) {
-            line[t] = exponential(line[t] - top);
-            sum += line[t];
+        return;
+    }
+#endif
+    sixteen part[MOST_PARTS];
+    UNROLLED for (long c = 0; c < size / 16; c++) part[c] = load_sixteen(key + 16 * c);
+    UNROLLED for (long g = 0; g < pack; g++) {
+        sixteen sum = {0};
+        UNROLLED for (long c = 0; c < size / 16; c++) {
+            sixteen query;
+            memcpy(&query, wide + g * size + 16 * c, sizeof(query));
+            sum += query * part[c];
         }
-        sixteen mixed[parts];
-        for (long c = 0; c < parts; c++) mixed[c] = (sixteen){0};
-        for (long t = 0; t < count; t++) {
-            const element *value = t < prefix ? shared + value_offset + t * shared_stride : values + (t - prefix) * stride;
-            for (long c = 0; c < parts; c++) mixed[c] += line[t] * load_sixteen(value + 16 * c);
-        }
-        for (long c = 0; c < parts; c++)
-            for (int i = 0; i < 16; i++) out[g * size + 16 * c + i] = round_to_element(mixed[c][i] / sum);
+        out[16 * g] = sum;
     }
 }
 
-#define ATTEND(size, ...)                                                                                              \
-    switch (size) {                                                                                                    \
-        case 32: attend_head(32, __VA_ARGS__); break;                                                                  \
-        case 64: attend_head(64, __VA_ARGS__); break;                                                                  \
-        case 128: attend_head(128, __VA_ARGS__); break;                                                                \
-        default: attend_head(16, __VA_ARGS__);                                                                         \
+/* Replace scores by e^(score - highest); return their sum. */
+static __attribute__((noinline)) float exponentials(long count, float *line) {
+    float top = -INFINITY, sum = 0.0f;
+    _Pragma("omp simd reduction(max : top)") for (long t = 0; t < count; t++) top = line[t] > top ? line[t] : top;
+    _Pragma("omp simd reduction(+ : sum)") for (long t = 0; t < count; t++) {
+        line[t] = exponential(line[t] - top);
+        sum += line[t];
     }
+    return sum;
+}
+
+/* Attention of `pack` queries of one key head: each key and value is loaded once for all. `size` is a multiple of 16;
+ * the compiler knows both numbers. */
+static inline __attribute__((always_inline)) void attend_pack(const long size, const long pack, const element *queries,
+                                                              const view *given, element *out) {
+    const view seen = *given;
+    const long parts = size / 16, line = seen.count + 15;
+    float wide[PACK * 16 * MOST_PARTS], sums[PACK];
+    for (long i = 0; i < pack * size; i++) wide[i] = load(queries[i]);
+    for (long begin = 0; begin < seen.count; begin += 16) {
+        sixteen products[PACK * 16];
+        for (long i = 0; i < 16; i++) {
+            const element *key = position(&seen, seen.keys, 0, begin + i < seen.count ? begin + i : seen.count - 1);
+            for (long c = 0; c < size; c += LINE) __builtin_prefetch(key + (seen.values - seen.keys) + c);
+            multiply(size, pack, queries, wide, key, products + i);
+        }
+        UNROLLED for (long g = 0; g < pack; g++) {
+            sixteen found = sums_of(products + 16 * g) * seen.scale;
+            memcpy(seen.scores + g * line + begin, &found, sizeof(found));
+        }
+    }
+    for (long g = 0; g < pack; g++) sums[g] = exponentials(seen.count, seen.scores + g * line);
+    sixteen mixed[PACK * MOST_PARTS];
+    _Pragma("GCC unroll 32") for (long i = 0; i < pack * parts; i++) mixed[i] = (sixteen){0};
+    for (long t = 0; t < seen.count; t++) {
+        const element *value = position(&seen, seen.values, seen.shared_values, t);
+        for (long c = 0; c < size; c += LINE) __builtin_prefetch(value + seen.ahead + c);
+        UNROLLED for (long c = 0; c < parts; c++) {
+            sixteen part = load_sixteen(value + 16 * c);
+            UNROLLED for (long g = 0; g < pack; g++) mixed[g * parts + c] += seen.scores[g * line + t] * part;
+        }
+    }
+    UNROLLED for (long g = 0; g < pack; g++)
+        UNROLLED for (long c = 0; c < parts; c++)
+            for (int i = 0; i < 16; i++)
+                out[g * size + 16 * c + i] = round_to_element(mixed[g * parts + c][i] / sums[g]);
+}
+
+/* One function for each head size and pack, whoever calls it: a compiler is quick with these. */
+typedef void (*attend_function)(const element *queries, const view *seen, element *out);
+#define ATTEND_PACK(size, pack)                                                                                        \
+    static __attribute__((noinline)) void attend_##size##_##pack(const element *q, const view *seen, element *out) {   \
+        attend_pack(size, pack, q, seen, out);                                                                         \
+    }
+#define ATTEND_SIZE(size)                                                                                              \
+    ATTEND_PACK(size, 1) ATTEND_PACK(size, 2) ATTEND_PACK(size, 3) ATTEND_PACK(size, 4)                                \
+    static const attend_function attend_##size[PACK] = {attend_##size##_1, attend_##size##_2, attend_##size##_3,       \
+                                                        attend_##size##_4};
+ATTEND_SIZE(16)
+ATTEND_SIZE(32)
+ATTEND_SIZE(64)
+ATTEND_SIZE(128)
+
+/* All `group` queries of one key head. */
+static void attend_head(long size, long group, const element *queries, const view *seen, element *out) {
+    const attend_function *packs = size == 128 ? attend_128 : size == 64 ? attend_64 : size == 32 ? attend_32 : attend_16;
+    for (long g = 0; g < group; g += PACK)
+        packs[(group - g < PACK ? group - g : PACK) - 1](queries + g * size, seen, out + g * size);
+}
 
 /* Attention of one new position of each row, `packed` [B, heads, size] (queries, keys, values), over a cache
  * [B, key heads, capacity, size]: its key and value go to index `now`, and a row sees what it owns, from its start on,
@@ -229,7 +305,7 @@ int attend_step(long rows, long key_heads, long group, long size, const element 
     long heads = key_heads * (group + 2), key_size = key_heads * size;
     int failed = 0;
     _Pragma("omp parallel reduction(| : failed) if (rows * key_heads >= 16)") {
-        float *scores = malloc(sizeof(float) * (size_t)(group * (prefix + now + 16)));
+        float *scores = malloc(sizeof(float) * (size_t)(PACK * (prefix + now + 16)));
         failed = !scores;
         _Pragma("omp for collapse(2) schedule(static)") for (long b = 0; b < rows; b++) for (long h = 0; h < key_heads; h++) {
             if (failed) continue;
@@ -238,9 +314,11 @@ int attend_step(long rows, long key_heads, long group, long size, const element 
             memcpy(own_keys + now * size, new_key, sizeof(element) * size);
             memcpy(own_values + now * size, new_key + key_size, sizeof(element) * size);
             long start = starts[b];
-            ATTEND(size, group, row + h * group * size, shared + h * size, 2 * key_size, prefix, key_size,
-                   own_keys + start * size, own_values + start * size, size, prefix + now + 1 - start, scale, scores,
-                   out + (b * key_heads + h) * group * size);
+            const view seen = {.shared = shared + h * size, .keys = own_keys + start * size,
+                               .values = own_values + start * size, .shared_stride = 2 * key_size, .stride = size,
+                               .shared_values = key_size, .prefix = prefix, .count = prefix + now + 1 - start,
+                               .ahead = own_keys + capacity * size - own_values, .scale = scale, .scores = scores};
+            attend_head(size, group, row + h * group * size, &seen, out + (b * key_heads + h) * group * size);
         }
         free(scores);
     }
@@ -256,16 +334,20 @@ int attend_rows(long documents, const int64_t *bounds, long key_heads, long grou
     for (long d = 0; d < documents; d++)
         longest = bounds[2 * d + 1] - bounds[2 * d] > longest ? bounds[2 * d + 1] - bounds[2 * d] : longest;
     _Pragma("omp parallel reduction(| : failed)") {
-        float *scores = malloc(sizeof(float) * (size_t)(group * (prefix + longest + 15)));
+        float *scores = malloc(sizeof(float) * (size_t)(PACK * (prefix + longest + 15)));
         failed = !scores;
         _Pragma("omp for collapse(2) schedule(dynamic)") for (long d = 0; d < documents; d++) for (long h = 0; h < key_heads; h++) {
             if (failed) continue;
             long start = bounds[2 * d];
             const element *keys = packed + start * stride + (key_heads * group + h) * size;
-            for (long t = start; t < bounds[2 * d + 1]; t++)
-                ATTEND(size, group, packed + t * stride + h * group * size, shared + h * size, 2 * key_size, prefix,
-                       key_size, keys, keys + key_size, stride, prefix + t + 1 - start, scale, scores,
-                       out + (t * key_heads + h) * group * size);
+            view seen = {.shared = shared + h * size, .keys = keys, .values = keys + key_size,
+                         .shared_stride = 2 * key_size, .stride = stride, .shared_values = key_size, .prefix = prefix,
+                         .scale = scale, .scores = scores};
+            for (long t = start; t < bounds[2 * d + 1]; t++) {
+                seen.count = prefix + t + 1 - start;
+                attend_head(size, group, packed + t * stride + h * group * size, &seen,
+                            out + (t * key_heads + h) * group * size);
+            }
         }
         free(scores);
     }

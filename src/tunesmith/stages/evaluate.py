@@ -51,7 +51,7 @@ class EvaluateSpec(Spec):
     """Further ways to score: shell commands by parts, SQL by execution, overlap of words (ROUGE, chrF, BLEU), tools."""
     dtype: DtypeChoice = "auto"
     """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
-    batch_tokens: int = Field(24_576, gt=0)
+    batch_tokens: int = Field(32_768, gt=0)
     """Bound on rows x tokens of one batch: lower it where memory is tight."""
     constrain: Constrain = "no"
     """`schema` lets only tokens come that keep an answer inside the output schema; answers are checked all the same."""

@@ -85,7 +85,7 @@ class HardenSpec(Spec):
     """Whether to measure the loss on bundled passages of general text, which shows what fine-tuning cost."""
     dtype: DtypeChoice = "auto"
     """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
-    batch_tokens: int = Field(24_576, gt=0)
+    batch_tokens: int = Field(32_768, gt=0)
     """Bound on rows x tokens of one batch: lower it where memory is tight."""
     samples: int = Field(24, ge=0)
     """How many answers to show side by side in `samples.json`."""
