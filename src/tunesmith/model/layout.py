@@ -3,8 +3,8 @@
     rows      0 1 2 3 | 4 5 6 | 7 8 9 10
     segment   prefix  | doc A | doc B           A and B attend to the prefix and, causally, to themselves
 
-What lives here: `Segment`, `DocumentLayout`, and the buckets of similar segments. What does not: attention itself
-(`model.attention`), building batches (`train.batches`).
+What lives here: `Segment`, `DocumentLayout`, the buckets of similar segments, and lengths for kernels that need no
+buckets. What does not: attention itself (`model.attention`), building batches (`train.batches`).
 
 Shapes: T rows of the flat batch, H query heads, K key heads, G = H / K, D head size, N segments of a bucket,
 L own rows of a segment (padded inside a bucket), P rows of its prefix.
@@ -12,6 +12,7 @@ L own rows of a segment (padded inside a bucket), P rows of its prefix.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,24 @@ class Bucket:
     """[G x L, P + L] 0, or minus infinity where a query must not see a key. Padding stands behind every real query."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """What kernels for documents of any length are told. S keys: a prefix counts once for each of its documents."""
+
+    query_ends: torch.Tensor
+    """[N + 1] int32, cumulative."""
+    key_ends: torch.Tensor
+    """[N + 1] int32, cumulative."""
+    longest_queries: int
+    longest_keys: int
+    key_rows: torch.Tensor | None
+    """[S] row of each key, or `None` where every document sees its own rows only and S = T."""
+    own_keys: torch.Tensor | None
+    """[T] where among the keys each row stands as its document's own."""
+    prefixes: tuple[tuple[slice, torch.Tensor], ...]
+    """Rows of each shared prefix [P], and where its documents read them among the keys [documents, P]."""
+
+
 class DocumentLayout:
     """How the documents of a flat batch lie, with everything that attention needs, made once for all layers."""
 
@@ -115,6 +134,32 @@ class DocumentLayout:
             buckets = [self._bucket(members, heads, window, dtype) for members in _similar(short)]
             self._plans[key] = (buckets, long)
         return self._plans[key]
+
+    @functools.cached_property
+    def lengths(self) -> Lengths:
+        """The layout for kernels of variable length. Segments cover the rows in order."""
+        ends, key_ends = [0], [0]
+        key_rows: list[torch.Tensor] = []
+        own: list[torch.Tensor] = []
+        reads: dict[tuple[int, int], list[torch.Tensor]] = defaultdict(list)
+        for segment in self.segments:
+            assert segment.start == ends[-1], "segments leave a gap"
+            ends.append(segment.stop)
+            first, prefix = key_ends[-1], (segment.prefix_start, segment.prefix_stop)
+            key_ends.append(first + segment.prefix_length + segment.length)
+            key_rows += [torch.arange(*prefix), torch.arange(segment.start, segment.stop)]
+            own.append(torch.arange(first + segment.prefix_length, key_ends[-1]))
+            if segment.prefix_length:
+                reads[prefix].append(torch.arange(first, first + segment.prefix_length))
+        return Lengths(
+            query_ends=torch.tensor(ends, dtype=torch.int32, device=self.device),
+            key_ends=torch.tensor(key_ends, dtype=torch.int32, device=self.device),
+            longest_queries=max(segment.length for segment in self.segments),
+            longest_keys=max(segment.prefix_length + segment.length for segment in self.segments),
+            key_rows=torch.cat(key_rows).to(self.device) if reads else None,
+            own_keys=torch.cat(own).to(self.device) if reads else None,
+            prefixes=tuple((slice(*rows), torch.stack(places).to(self.device)) for rows, places in reads.items()),
+        )
 
     def _bucket(self, members: Sequence[Segment], heads: Heads, window: int | None, dtype: torch.dtype) -> Bucket:
         prefix = slice(members[0].prefix_start, members[0].prefix_stop)

@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
 from tunesmith.errors import TrainingError
+from tunesmith.model import flash_attention
 from tunesmith.model.attention import IMPLEMENTATION
 from tunesmith.model.fused import FusedDecoder, why_not_fused
 from tunesmith.model.kernels import why_not_compiled
@@ -357,6 +358,7 @@ def choose_pass(
         if proof.holds:
             if name == "fused" and why_not_compiled() is not None:
                 notes.append(f"fused without its compiled loops: {why_not_compiled()}")
+            notes += [f"{name} without FlashAttention: {reason}" for reason in flash_attention.refusals()]
             return Choice(loss_pass=candidate, proof=proof, notes=tuple(notes))
         notes.append(
             f"not {name}: its loss differs from transformers' by {proof.loss_difference:.1e}, "

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tunesmith.errors import TrainingError
-from tunesmith.model import attention, layout
+from tunesmith.model import attention, layout, torch_attention
 from tunesmith.model.attention import document_attention
 from tunesmith.model.layout import DocumentLayout, Heads, Segment
 
@@ -64,7 +64,7 @@ def random_qkv(segments, *, dtype=torch.float64):
 @pytest.mark.parametrize("long_keys", [1024, 4], ids=["in one batch", "block by block"])
 def test_documents_attend_as_if_each_stood_alone(monkeypatch, segments, window, softcap, long_keys):
     monkeypatch.setattr(layout, "LONG_KEYS", long_keys)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 2)
+    monkeypatch.setattr(torch_attention, "QUERY_BLOCK", 2)
     q, k, v = random_qkv(segments)
     ours = document_attention(q, k, v, DocumentLayout(segments), scale=0.3, window=window, softcap=softcap)
     plain = plain_attention(q, k, v, segments, scale=0.3, window=window, softcap=softcap)
