@@ -12,6 +12,8 @@ caller gives).
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,10 +58,21 @@ def candidate_pairs(chunks: Sequence[pa.Array], rank: Ints, engine: Engine) -> t
     return row_of[pairs >> 32], row_of[pairs & 0xFFFFFFFF]
 
 
+@functools.cache
+def _keep_daft_here() -> None:
+    """Let Daft compute in this process: left to itself it imports Ray, 40 MB, to see whether it runs inside."""
+    import daft
+    from daft.exceptions import DaftCoreException
+
+    with contextlib.suppress(DaftCoreException):  # Whoever uses Daft beside us chose already: it is set once a process.
+        daft.set_runner_native()
+
+
 def band_keys(texts: pa.Array) -> Keys:
     """Return (bands, texts): the MinHash of each text, the hashes of a band mixed to one key."""
     import daft
 
+    _keep_daft_here()
     frame = daft.from_arrow(pa.table({"text": texts}))
     hashed = frame.select(
         frame["text"].minhash(num_hashes=NUM_HASHES, ngram_size=NGRAM_WORDS, seed=SEED, hash_function="xxhash3_64")
