@@ -60,9 +60,9 @@ CONFIGS = {
     "qwen2": Qwen2Config(**SHAPE),
     "qwen3": Qwen3Config(**SHAPE, head_dim=16),
     "mistral with a window": MistralConfig(**SHAPE, sliding_window=8),
+    "gemma": GemmaConfig(**SHAPE, head_dim=16),
 }
 OTHERS = {
-    "gemma": GemmaConfig(**SHAPE, head_dim=16),
     "gemma2": Gemma2Config(**SHAPE, head_dim=8, sliding_window=8),
     "gemma3": Gemma3TextConfig(
         **SHAPE, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention", "sliding_attention"]

@@ -29,7 +29,7 @@ import torch
 from tunesmith.model import compiled_attention
 from tunesmith.model.decoder_cache import MASKED, Block, Cache, Prefix
 from tunesmith.model.decoder_weights import Layer, Projection, core_of, layer_of, unsupported
-from tunesmith.model.kernels import add_norm_, attend_rows, attend_step_, rotate_, swiglu_
+from tunesmith.model.kernels import add_norm_, attend_rows, attend_step_, glu_, rotate_
 
 
 class Decoder:
@@ -172,7 +172,7 @@ class Decoder:
         """Add attention's output to the stream, and return what the layer adds last."""
         gate_up = layer.gate_up(self._normed(stream, layer.out(mixed), layer.norm_mid))
         product = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-        swiglu_(gate_up, product=product)
+        glu_(gate_up, product=product)
         return layer.down(product)
 
     def _normed(self, stream: torch.Tensor, branch: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,11 @@ What lives here: the two halves of a decoder layer with their hand-written backw
 of them. What does not: products with folded adapters (`model.folded`), attention (`model.attention`), what stands
 between the products (`model.kernels`), the loss (`train.loss`).
 
-    stream += branch -> norm -> entry product -> attention or SwiGLU -> exit product -> branch of the next half
+    stream += branch -> norm -> entry product -> attention or GLU -> exit product -> branch of the next half
 
-It serves Llama, Mistral, Qwen2, Qwen3, SmolLM2 (`why_not_fused` names what it refuses), with LoRA on any of the linear
-layers of a frozen base, or with all weights trained. transformers stays the reference: `train.passes` proves both equal
-before training uses it.
+It serves Llama, Mistral, Qwen2, Qwen3, SmolLM2 and the first Gemma (`why_not_fused` names what it refuses), with LoRA
+on any of the linear layers of a frozen base, or with all weights trained. transformers stays the reference:
+`train.passes` proves both equal before training uses it.
 
 Shapes: T rows, E hidden size, H query heads, K key heads, D head size, F feed-forward size.
 """
@@ -27,17 +27,14 @@ from peft.tuners.lora import Linear as LoraLinear
 
 from tunesmith.model.attention import attention_backward_, attention_forward_
 from tunesmith.model.folded import LINEAR_TYPES, FoldedLinear
-from tunesmith.model.kernels import add_norm_, norm_backward_, rotate_, scale_rows_, swiglu_, swiglu_backward_
+from tunesmith.model.kernels import glu_, glu_backward_, rotate_
 from tunesmith.model.layout import DocumentLayout, Heads
+from tunesmith.model.norms import Norm, normalized, normalized_backward, trained, weight_gradients
 
-MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma"})
+GELU = "gelu_pytorch_tanh"
 LINEAR_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP_LAYERS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
-
-
-def trained(*parameters: torch.Tensor) -> list[torch.nn.Parameter]:
-    """Return those that require gradients."""
-    return [part for part in parameters if isinstance(part, torch.nn.Parameter) and part.requires_grad]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +52,7 @@ class AttentionHalf:
 
     def __init__(self, layer: torch.nn.Module) -> None:
         attention = layer.get_submodule("self_attn")
-        self.norm: torch.Tensor = layer.get_submodule("input_layernorm").weight  # type: ignore[assignment]
-        self.eps = float(layer.get_submodule("input_layernorm").variance_epsilon)  # type: ignore[arg-type]
+        self.norm = Norm(layer.get_submodule("input_layernorm"))
         self.entry = FoldedLinear([attention.get_submodule(name) for name in ("q_proj", "k_proj", "v_proj")])
         self.exit = FoldedLinear([attention.get_submodule("o_proj")])
         self.head_size = int(attention.head_dim)  # type: ignore[arg-type]
@@ -76,7 +72,7 @@ class AttentionHalf:
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors, in the order of the gradients that the backward returns."""
         heads = [norm.weight for norm in self.head_norms]
-        return [*self.entry.parameters, *self.exit.parameters, *trained(*heads), *trained(self.norm)]
+        return [*self.entry.parameters, *self.exit.parameters, *trained(*heads), *trained(self.norm.parameter)]
 
     def forward(self, wide: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return what this half adds to the stream, and what `backward` needs; `wide` is the entry's input."""
@@ -84,7 +80,7 @@ class AttentionHalf:
         packed = self.entry.forward(wide).view(num_rows, -1, self.head_size)
         kept = [wide[:, self.entry.num_inputs :].clone(), packed]
         for norm, part in self._head_parts():
-            normal, inverse = _normalized(packed[:, part], norm.variance_epsilon)
+            normal, inverse = normalized(packed[:, part], norm.variance_epsilon)
             torch.mul(normal, norm.weight.detach(), out=packed[:, part])
             kept += [normal, inverse]
         rotate_(packed, self.num_heads + self.num_key_heads, rows.cos, rows.sin, backward=False)
@@ -138,7 +134,7 @@ class AttentionHalf:
         rotate_(grad_packed, turned, rows.cos, rows.sin, backward=True)
         head_grads: list[torch.Tensor] = []
         for number, (norm, part) in enumerate(self._head_parts()):
-            grad_part, weight_grads = _normalized_backward(
+            grad_part, weight_grads = normalized_backward(
                 grad_packed[:, part], norm.weight, *head_kept[2 * number : 2 * number + 2]
             )
             grad_packed[:, part] = grad_part
@@ -148,48 +144,26 @@ class AttentionHalf:
         return grad_normed, [*self.entry.gradients(wide, wide_grad_packed), *exit_grads, *head_grads]
 
 
-def _normalized(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x / rms(x) over the last dimension, in the dtype of x, and 1 / rms(x), float32."""
-    inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True).add_(eps))
-    return (x * inverse).to(x.dtype), inverse
-
-
-def _normalized_backward(
-    grad: torch.Tensor, weight: torch.Tensor, normal: torch.Tensor, inverse: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return the gradient of x through `weight * _normalized(x)`, and that of the weight where it trains."""
-    scaled = grad.float() * weight.detach()
-    mean = (scaled * normal).mean(-1, keepdim=True)
-    return scaled.sub_(normal * mean).mul_(inverse), weight_gradients(grad, normal, weight)
-
-
-def weight_gradients(grad_normed: torch.Tensor, normal: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
-    """Return the gradient of a norm's weight where it trains: the sum of `grad_normed * normal` over all rows."""
-    if not weight.requires_grad:
-        return []
-    return [(grad_normed.float() * normal).flatten(0, -2).sum(0).to(weight.dtype)]
-
-
 class FeedForwardHalf:
     """Gate and up, SwiGLU and down of one layer, over the normed stream."""
 
     def __init__(self, layer: torch.nn.Module) -> None:
         mlp = layer.get_submodule("mlp")
-        self.norm: torch.Tensor = layer.get_submodule("post_attention_layernorm").weight  # type: ignore[assignment]
-        self.eps = float(layer.get_submodule("post_attention_layernorm").variance_epsilon)  # type: ignore[arg-type]
+        self.norm = Norm(layer.get_submodule("post_attention_layernorm"))
+        self.gelu: bool = mlp.config.hidden_act == GELU  # type: ignore[union-attr]
         self.entry = FoldedLinear([mlp.get_submodule("gate_proj"), mlp.get_submodule("up_proj")])
         self.exit = FoldedLinear([mlp.get_submodule("down_proj")])
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trainable tensors, in the order of the gradients that the backward returns."""
-        return [*self.entry.parameters, *self.exit.parameters, *trained(self.norm)]
+        return [*self.entry.parameters, *self.exit.parameters, *trained(self.norm.parameter)]
 
     def forward(self, wide: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return what this half adds to the stream, and what `backward` needs; `wide` is the entry's input."""
         gate_up = self.entry.forward(wide)
         wide_product = self.exit.wide_input(wide.shape[0])
-        swiglu_(gate_up, product=wide_product[:, : self.exit.num_inputs])
+        glu_(gate_up, gelu=self.gelu, product=wide_product[:, : self.exit.num_inputs])
         branch = self.exit.forward(wide_product)
         return branch, [
             wide[:, self.entry.num_inputs :].clone(),
@@ -206,9 +180,10 @@ class FeedForwardHalf:
         grad_product = self.exit.backward(wide_grad, needs_input=True)
         assert grad_product is not None
         wide_product, wide_gate_up_grad = self.exit.wide_input(num_rows), self.entry.wide_output(num_rows)
-        swiglu_backward_(
+        glu_backward_(
             gate_up,
             grad_product,
+            gelu=self.gelu,
             grads=wide_gate_up_grad[:, : self.entry.num_outputs],
             product=wide_product[:, : self.exit.num_inputs],
         )
@@ -259,14 +234,12 @@ class _Decoder(torch.autograd.Function):
                 stream, branch = stream.index_select(0, rows), branch.index_select(0, rows)
             normal = torch.empty(stream.shape, dtype=dtype, device=stream.device)
             wide = half.entry.wide_input(len(stream))
-            inverse = add_norm_(
-                stream, branch, half.norm.detach(), half.eps, normal=normal, wide=wide[:, : half.entry.num_inputs]
-            )
+            inverse = half.norm.add_(stream, branch, normal=normal, wide=wide[:, : half.entry.num_inputs])
             branch, needed = half.forward(wide, shared)
             if keep is not Keep.NOTHING:
                 kept.append([normal, inverse, *(needed if keep is Keep.ALL else [])])
         normal, hidden = (torch.empty(stream.shape, dtype=dtype, device=stream.device) for _ in range(2))
-        inverse = add_norm_(stream, branch, decoder.norm.detach(), decoder.eps, normal=normal, wide=hidden)
+        inverse = decoder.norm.add_(stream, branch, normal=normal, wide=hidden)
         ctx.decoder, ctx.shared, ctx.rows, ctx.num_rows, ctx.kept = decoder, shared, rows, len(embedded), kept
         ctx.last = (normal, inverse)
         return hidden
@@ -277,29 +250,28 @@ class _Decoder(torch.autograd.Function):
         normal, inverse = ctx.last
         (grad_hidden,) = grad_outputs
         needs_embedded = ctx.needs_input_grad[0]
-        reversed_grads = [weight_gradients(grad_hidden, normal, decoder.norm)]
+        reversed_grads = [weight_gradients(grad_hidden, normal, decoder.norm.parameter)]
         grad = torch.zeros(normal.shape, dtype=torch.float32, device=normal.device)
         wide_grad = decoder.halves[-1].exit.wide_output(len(grad))
-        weight, rounded = decoder.norm.detach(), wide_grad[:, : grad.shape[1]]
-        norm_backward_(grad, grad_hidden.contiguous(), normal, weight, inverse, rounded=rounded)
+        decoder.norm.backward_(grad, grad_hidden.contiguous(), normal, inverse, rounded=wide_grad[:, : grad.shape[1]])
         for number in reversed(range(len(decoder.halves))):
             half = decoder.halves[number]
             normal, inverse, *needed = kept.pop()
             wide = half.entry.wide_input(len(normal))
-            scale_rows_(normal, half.norm.detach(), wide=wide[:, : half.entry.num_inputs])
+            half.norm.scale_(normal, wide=wide[:, : half.entry.num_inputs])
             if not needed:
                 _, needed = half.forward(wide, ctx.shared)
-            needs_input = number > 0 or needs_embedded or half.norm.requires_grad
+            needs_input = number > 0 or needs_embedded or half.norm.parameter.requires_grad
             grad_normed, grads = half.backward(wide_grad, wide, needed, ctx.shared, needs_input=needs_input)
             if grad_normed is None:
                 reversed_grads.append(grads)
                 break
-            reversed_grads.append([*grads, *weight_gradients(grad_normed, normal, half.norm)])
+            reversed_grads.append([*grads, *weight_gradients(grad_normed, normal, half.norm.parameter)])
             rounded = None
             if number and half is not decoder.halves[-1]:
                 wide_grad = decoder.halves[number - 1].exit.wide_output(len(grad))
                 rounded = wide_grad[:, : grad.shape[1]]
-            norm_backward_(grad, grad_normed, normal, half.norm.detach(), inverse, rounded=rounded)
+            half.norm.backward_(grad, grad_normed, normal, inverse, rounded=rounded)
             if half is decoder.halves[-1]:
                 # Back from the asked rows, which may repeat, to all of them.
                 grad = grad.new_zeros(ctx.num_rows, grad.shape[1]).index_add_(0, ctx.rows, grad)
@@ -315,8 +287,10 @@ def why_not_fused(model: torch.nn.Module) -> str | None:
     config: Any = base.config
     if config.model_type not in MODEL_TYPES:
         return f"the architecture {config.model_type!r} is none of {', '.join(sorted(MODEL_TYPES))}"
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act!r}, not silu"
+    if config.hidden_act not in ("silu", GELU):
+        return f"its activation is {config.hidden_act!r}, neither silu nor {GELU}"
+    if getattr(config, "use_bidirectional_attention", None):
+        return "its attention looks ahead"
     if config.attention_dropout:
         return "it uses attention dropout"
     known = {id(part) for part in (base.lm_head.weight, base.model.embed_tokens.weight)}  # type: ignore[union-attr]
@@ -361,8 +335,7 @@ class FusedDecoder:
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.keep = Keep.NORMED if gradient_checkpointing else Keep.ALL
         self.rotary: Any = base.model.rotary_emb
-        self.norm: torch.Tensor = base.model.norm.weight
-        self.eps = float(base.model.norm.variance_epsilon)
+        self.norm = Norm(base.model.norm)
         self.halves: list[Half] = []
         for layer in base.model.layers:
             self.halves += [AttentionHalf(layer), FeedForwardHalf(layer)]
@@ -383,7 +356,7 @@ class FusedDecoder:
         with torch.no_grad():
             cos, sin = self.rotary(embedded[None].float(), position_ids=positions[None])
         shared = Rows(layout=layout, cos=cos[0].contiguous(), sin=sin[0].contiguous())
-        parameters = [*(part for half in self.halves for part in half.parameters), *trained(self.norm)]
+        parameters = [*(part for half in self.halves for part in half.parameters), *trained(self.norm.parameter)]
         keep = self.keep if torch.is_grad_enabled() else Keep.NOTHING
         hidden = _Decoder.apply(embedded, self, shared, rows, keep, *parameters)  # type: ignore[no-untyped-call]
         assert isinstance(hidden, torch.Tensor)

@@ -30,9 +30,9 @@ static inline element round_to_element(float value) { return value; }
 #define FOR_COLUMNS _Pragma("omp simd") for (long i = 0; i < columns; i++)
 #define SUM_COLUMNS _Pragma("omp simd reduction(+ : sum)") for (long i = 0; i < columns; i++)
 
-/* stream += branch; normal = stream / rms(stream); wide = normal * weight. `branch` may be NULL. */
-void add_norm(long rows, long columns, float *stream, const element *branch, const element *weight, float eps,
-              element *normal, element *wide, long wide_stride, float *inverse) {
+/* stream += branch; normal = stream / rms(stream); wide = normal * (offset + weight). `branch` may be NULL. */
+void add_norm(long rows, long columns, float *stream, const element *branch, const element *weight, float offset,
+              float eps, element *normal, element *wide, long wide_stride, float *inverse) {
     FOR_ROWS {
         float *x = stream + t * columns;
         float sum = 0.0f;
@@ -50,31 +50,32 @@ void add_norm(long rows, long columns, float *stream, const element *branch, con
         element *n = normal + t * columns, *w = wide + t * wide_stride;
         FOR_COLUMNS {
             n[i] = round_to_element(x[i] * scale);
-            w[i] = round_to_element(load(n[i]) * load(weight[i]));
+            w[i] = round_to_element(load(n[i]) * (offset + load(weight[i])));
         }
     }
 }
 
-/* wide = normal * weight. */
-void scale_rows(long rows, long columns, const element *normal, const element *weight, element *wide,
+/* wide = normal * (offset + weight). */
+void scale_rows(long rows, long columns, const element *normal, const element *weight, float offset, element *wide,
                 long wide_stride) {
     FOR_ROWS {
         const element *n = normal + t * columns;
         element *w = wide + t * wide_stride;
-        FOR_COLUMNS w[i] = round_to_element(load(n[i]) * load(weight[i]));
+        FOR_COLUMNS w[i] = round_to_element(load(n[i]) * (offset + load(weight[i])));
     }
 }
 
-/* grad += inverse * (s - normal * mean(s * normal)) with s = grad_normed * weight; next = grad, rounded, unless NULL. */
+/* grad += inverse * (s - normal * mean(s * normal)) with s = grad_normed * (offset + weight); next = grad, rounded,
+ * unless NULL. */
 void norm_backward(long rows, long columns, float *grad, const element *grad_normed, const element *normal,
-                   const element *weight, const float *inverse, element *next, long next_stride) {
+                   const element *weight, float offset, const float *inverse, element *next, long next_stride) {
     FOR_ROWS {
         float *g = grad + t * columns;
         const element *d = grad_normed + t * columns, *n = normal + t * columns;
         float sum = 0.0f;
-        SUM_COLUMNS sum += load(d[i]) * load(weight[i]) * load(n[i]);
+        SUM_COLUMNS sum += load(d[i]) * (offset + load(weight[i])) * load(n[i]);
         float mean = sum / (float)columns, scale = inverse[t];
-        FOR_COLUMNS g[i] += scale * (load(d[i]) * load(weight[i]) - load(n[i]) * mean);
+        FOR_COLUMNS g[i] += scale * (load(d[i]) * (offset + load(weight[i])) - load(n[i]) * mean);
         if (next) {
             element *out = next + t * next_stride;
             FOR_COLUMNS out[i] = round_to_element(g[i]);
@@ -82,33 +83,37 @@ void norm_backward(long rows, long columns, float *grad, const element *grad_nor
     }
 }
 
-/* product = silu(gate) * up; the gate's columns come first in `gate_up`, then those of up. */
-void swiglu(long rows, long columns, const element *gate_up, element *product, long product_stride) {
+/* Both activations are x sigmoid(s(x)): silu has s = x, gelu in its tanh form s = 2 sqrt(2 / pi) (x + .044715 x^3).
+ * Their derivative is sigmoid (1 + x s' (1 - sigmoid)). */
+static inline float inner(float x, int gelu) { return gelu ? 1.5957691216f * x * (1.0f + 0.044715f * x * x) : x; }
+static inline float inner_slope(float x, int gelu) { return gelu ? 1.5957691216f * (1.0f + 0.134145f * x * x) : 1.0f; }
+
+/* product = activation(gate) * up; the gate's columns come first in `gate_up`, then those of up. */
+void glu(long rows, long columns, int gelu, const element *gate_up, element *product, long product_stride) {
     FOR_ROWS {
         const element *gate = gate_up + t * 2 * columns, *up = gate + columns;
         element *out = product + t * product_stride;
         FOR_COLUMNS {
             float x = load(gate[i]);
-            out[i] = round_to_element(x / (1.0f + exponential(-x)) * load(up[i]));
+            out[i] = round_to_element(x / (1.0f + exponential(-inner(x, gelu))) * load(up[i]));
         }
     }
 }
 
-/* Gradients of gate and up into `grads`, laid out as `gate_up`, and the product once more, which is not kept.
- * d silu(x) = s (1 + x (1 - s)) with s the sigmoid of x. */
-void swiglu_backward(long rows, long columns, const element *gate_up, const element *grad_product, element *grads,
-                     long grads_stride, element *product, long product_stride) {
+/* Gradients of gate and up into `grads`, laid out as `gate_up`, and the product once more, which is not kept. */
+void glu_backward(long rows, long columns, int gelu, const element *gate_up, const element *grad_product,
+                  element *grads, long grads_stride, element *product, long product_stride) {
     FOR_ROWS {
         const element *gate = gate_up + t * 2 * columns, *up = gate + columns, *d = grad_product + t * columns;
         element *grad_gate = grads + t * grads_stride, *grad_up = grad_gate + columns;
         element *out = product + t * product_stride;
         FOR_COLUMNS {
             float x = load(gate[i]), u = load(up[i]), g = load(d[i]);
-            float sigmoid = 1.0f / (1.0f + exponential(-x));
-            float silu = x * sigmoid;
-            grad_gate[i] = round_to_element(g * u * (sigmoid + silu * (1.0f - sigmoid)));
-            grad_up[i] = round_to_element(g * silu);
-            out[i] = round_to_element(silu * u);
+            float sigmoid = 1.0f / (1.0f + exponential(-inner(x, gelu)));
+            float active = x * sigmoid;
+            grad_gate[i] = round_to_element(g * u * (sigmoid + active * (1.0f - sigmoid) * inner_slope(x, gelu)));
+            grad_up[i] = round_to_element(g * active);
+            out[i] = round_to_element(active * u);
         }
     }
 }

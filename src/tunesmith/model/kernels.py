@@ -131,20 +131,21 @@ def add_norm_(
     weight: torch.Tensor,
     eps: float,
     *,
+    offset: float = 0.0,
     normal: torch.Tensor,
     wide: torch.Tensor,
 ) -> torch.Tensor:
-    """Add `branch` to the float32 `stream`; write `stream / rms(stream)` into `normal`, `normal * weight` into `wide`.
+    """Add `branch` to the float32 `stream`; write n = stream / rms(stream) to `normal`, n (offset + weight) to `wide`.
 
-    Returns 1 / rms(stream) [T, 1], float32. Rounds where transformers' RMSNorm rounds: after the division, and after
-    the product with the weight.
+    Returns 1 / rms(stream) [T, 1], float32. Rounds where transformers' RMSNorm of Llama rounds: after the division, and
+    after the product with the weight. `offset` is 1 in Gemma, whose norms round once.
     """
     rows, columns = stream.shape
     loops = _loops(normal, wide, weight, branch)
     if loops is not None:
         inverse = stream.new_empty(rows, 1)
         loops.add_norm(
-            _size(rows), _size(columns), _at(stream), _at(branch), _at(weight), ctypes.c_float(eps),
+            _size(rows), _size(columns), _at(stream), _at(branch), _at(weight), *map(ctypes.c_float, (offset, eps)),
             _at(normal), _at(wide), _size(wide.stride(0)), _at(inverse),
         )  # fmt: skip
         return inverse
@@ -152,19 +153,23 @@ def add_norm_(
         stream.add_(branch)
     inverse = torch.rsqrt(stream.square().mean(-1, keepdim=True).add_(eps))
     normal.copy_(stream * inverse)
-    torch.mul(normal, weight, out=wide)
+    wide.copy_(_scaled(normal, weight, offset))
     return inverse
 
 
-def scale_rows_(normal: torch.Tensor, weight: torch.Tensor, *, wide: torch.Tensor) -> None:
-    """Write `normal * weight` into `wide` once more: cheaper than to keep it for the backward."""
+def _scaled(normal: torch.Tensor, weight: torch.Tensor, offset: float) -> torch.Tensor:
+    return normal * weight if offset == 0 else normal * (weight.float() + offset)
+
+
+def scale_rows_(normal: torch.Tensor, weight: torch.Tensor, *, offset: float = 0.0, wide: torch.Tensor) -> None:
+    """Write `normal * (offset + weight)` into `wide` once more: cheaper than to keep it for the backward."""
     loops = _loops(normal, weight, wide)
     if loops is None:
-        torch.mul(normal, weight, out=wide)
+        wide.copy_(_scaled(normal, weight, offset))
         return
     rows, columns = normal.shape
     loops.scale_rows(
-        _size(rows), _size(columns), _at(normal), _at(weight), _at(wide), _size(wide.stride(0))
+        _size(rows), _size(columns), _at(normal), _at(weight), ctypes.c_float(offset), _at(wide), _size(wide.stride(0))
     )  # fmt: skip
 
 
@@ -175,55 +180,71 @@ def norm_backward_(
     weight: torch.Tensor,
     inverse: torch.Tensor,
     *,
+    offset: float = 0.0,
     rounded: torch.Tensor | None,
 ) -> None:
     """Add the gradient through `add_norm_` to the float32 `grad` of the stream; write it into `rounded` as well.
 
-    With s = grad_normed * weight: grad += inverse * (s - normal * mean(s * normal)).
+    With s = grad_normed * (offset + weight): grad += inverse * (s - normal * mean(s * normal)).
     """
     loops = _loops(grad_normed, normal, weight, rounded)
     if loops is not None:
         rows, columns = grad.shape
         loops.norm_backward(
-            _size(rows), _size(columns), _at(grad), _at(grad_normed), _at(normal), _at(weight), _at(inverse),
-            _at(rounded), _size(0 if rounded is None else rounded.stride(0)),
+            _size(rows), _size(columns), _at(grad), _at(grad_normed), _at(normal), _at(weight), ctypes.c_float(offset),
+            _at(inverse), _at(rounded), _size(0 if rounded is None else rounded.stride(0)),
         )  # fmt: skip
         return
-    scaled = grad_normed.float() * weight
+    scaled = grad_normed.float() * (weight.float() + offset)
     mean = (scaled * normal).mean(-1, keepdim=True)
     grad.add_(scaled.sub_(mean * normal).mul_(inverse))
     if rounded is not None:
         rounded.copy_(grad)
 
 
-def swiglu_(gate_up: torch.Tensor, *, product: torch.Tensor) -> None:
-    """Write `silu(gate) * up` [T, F] into `product`; `gate_up` [T, 2F] holds the gate's columns first."""
+def glu_(gate_up: torch.Tensor, *, gelu: bool = False, product: torch.Tensor) -> None:
+    """Write `silu(gate) * up` [T, F] into `product` (SwiGLU), or with gelu in its tanh form (GeGLU).
+
+    `gate_up` [T, 2F] holds the gate's columns first.
+    """
     loops = _loops(gate_up, product)
     rows, columns = product.shape
     if loops is not None:
-        loops.swiglu(_size(rows), _size(columns), _at(gate_up), _at(product), _size(product.stride(0)))
+        loops.glu(_size(rows), _size(columns), ctypes.c_int(gelu), _at(gate_up), _at(product), _size(product.stride(0)))
         return
     gate, up = torch.split(gate_up.float(), columns, dim=1)
-    product.copy_(torch.nn.functional.silu(gate).mul_(up))
+    product.copy_(_activated(gate, gelu).mul_(up))
 
 
-def swiglu_backward_(
-    gate_up: torch.Tensor, grad_product: torch.Tensor, *, grads: torch.Tensor, product: torch.Tensor
+def _activated(gate: torch.Tensor, gelu: bool) -> torch.Tensor:
+    return torch.nn.functional.gelu(gate, approximate="tanh") if gelu else torch.nn.functional.silu(gate)
+
+
+def glu_backward_(
+    gate_up: torch.Tensor,
+    grad_product: torch.Tensor,
+    *,
+    gelu: bool = False,
+    grads: torch.Tensor,
+    product: torch.Tensor,
 ) -> None:
     """Write the gradients of gate and up into `grads` [T, 2F], and the product, which was not kept, into `product`."""
     loops = _loops(gate_up, grad_product, grads, product)
     rows, columns = product.shape
     if loops is not None:
-        loops.swiglu_backward(
-            _size(rows), _size(columns), _at(gate_up), _at(grad_product), _at(grads), _size(grads.stride(0)),
-            _at(product), _size(product.stride(0)),
+        loops.glu_backward(
+            _size(rows), _size(columns), ctypes.c_int(gelu), _at(gate_up), _at(grad_product), _at(grads),
+            _size(grads.stride(0)), _at(product), _size(product.stride(0)),
         )  # fmt: skip
         return
     gate, up = torch.split(gate_up.float(), columns, dim=1)
-    silu, wide_grad = torch.nn.functional.silu(gate), grad_product.float()
-    grads[:, columns:] = wide_grad * silu
-    grads[:, :columns] = torch.ops.aten.silu_backward(wide_grad * up, gate)
-    product.copy_(silu.mul_(up))
+    active, wide_grad = _activated(gate, gelu), grad_product.float()
+    grads[:, columns:] = wide_grad * active
+    if gelu:
+        grads[:, :columns] = torch.ops.aten.gelu_backward(wide_grad * up, gate, approximate="tanh")
+    else:
+        grads[:, :columns] = torch.ops.aten.silu_backward(wide_grad * up, gate)
+    product.copy_(active.mul_(up))
 
 
 def rotate_(packed: torch.Tensor, num_heads: int, cos: torch.Tensor, sin: torch.Tensor, *, backward: bool) -> None:
