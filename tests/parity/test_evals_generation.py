@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tunesmith.errors import DataError
-from tunesmith.model.generate import choose, generate, shared_prefix_length
+from tunesmith.model.generate import generate
 from tunesmith.model.likelihood import log_likelihood
+from tunesmith.model.rows import choose, shared_prefix_length
 from tunesmith.types import FinishReason
 
 STOP = 2

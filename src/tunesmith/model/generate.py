@@ -1,13 +1,14 @@
 """Generate answers for many prompts at once.
 
-What lives here: the one entry point, stop tokens, sampling, and the choice between two engines. What does not:
+What lives here: the one entry point, and the choice between two engines. What does not: sampling (`model.rows`),
 rendering prompts (`chat.contract`), parsing answers (`evals`), the network.
 
     completions = generate(model, [[1, 7, 9], [1, 7, 4, 2]], stop_ids=(2,), max_new_tokens=32)
 
 - `flat` runs Llama-shaped models on the CPU without padding, and refills its batch as rows end (`model.decoder`,
   `model.continuous`). Before it is used, its logits are compared with those of the model itself.
-- `padded` runs any causal model of transformers, on any device: rows sorted by length, finished rows removed.
+- `padded` runs any causal model of transformers, on any device: rows sorted by length, finished rows removed
+  (`model.padded`).
 
 Both compute what all prompts begin with once. Greedy answers in float32 equal `model.generate` of transformers token by
 token (`tests/parity`). Sampling draws from one random stream per row, seeded by the seed and the prompt itself, so that
@@ -18,20 +19,19 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from tunesmith.errors import DataError
 from tunesmith.model.continuous import run_continuous
 from tunesmith.model.decoder import Decoder
 from tunesmith.model.decoder_weights import unsupported
-from tunesmith.types import Completion, FinishReason, canonical_json, sha256_hex
+from tunesmith.model.padded import run_padded
+from tunesmith.model.rows import Constraint, Row, next_tokens, shared_prefix_length, stream_seeds
+from tunesmith.types import Completion
 
 BATCH_TOKENS = 32_768
 """Default bound on rows x (longest prompt + new tokens) of one batch: the size of its key-value cache. For a model of
@@ -52,18 +52,6 @@ GenerateProgress = Callable[[int, int], None]
 Engine = Literal["flat", "padded"]
 
 
-class Constraint(Protocol):
-    """What may come next in one answer, for constrained decoding. One object serves one answer."""
-
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        """Return which tokens of the vocabulary may come next."""
-        ...
-
-    def consume(self, token: int) -> None:
-        """Take the token that came."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
     """Which engine answers, and why."""
@@ -78,37 +66,6 @@ def choose_engine(model: torch.nn.Module) -> EngineChoice:
     if reason is not None:
         return EngineChoice(engine="padded", reason=reason)
     return EngineChoice(engine="flat", reason="a Llama-shaped model on the CPU")
-
-
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    """One prompt on its way to an answer."""
-
-    index: int
-    prompt: tuple[int, ...]
-    started: float = 0.0
-    new_ids: list[int] = field(default_factory=list)
-    random: torch.Generator | None = None
-    constraint: Constraint | None = None
-    stopped: bool = False
-
-    def accept(self, token: int, *, stop_ids: frozenset[int], max_new_tokens: int) -> bool:
-        """Take the next token; whether the row goes on."""
-        if token in stop_ids:
-            self.stopped = True
-            return False
-        if self.constraint is not None:
-            self.constraint.consume(token)
-        self.new_ids.append(token)
-        return len(self.new_ids) < max_new_tokens
-
-    def completion(self) -> Completion:
-        return Completion(
-            ids=tuple(self.new_ids),
-            finish_reason=FinishReason.STOP if self.stopped else FinishReason.LENGTH,
-            prompt_tokens=len(self.prompt),
-            seconds=time.perf_counter() - self.started,
-        )
 
 
 def generate(
@@ -140,15 +97,15 @@ def generate(
     assert max_new_tokens > 0, max_new_tokens
     if not prompts:
         return []
-    rows = [_Row(index=index, prompt=tuple(prompt)) for index, prompt in enumerate(prompts)]
+    rows = [Row(index=index, prompt=tuple(prompt)) for index, prompt in enumerate(prompts)]
     if temperature > 0:
-        for row, stream_seed in zip(rows, _stream_seeds(prompts, seed), strict=True):
+        for row, stream_seed in zip(rows, stream_seeds(prompts, seed), strict=True):
             row.random = torch.Generator().manual_seed(stream_seed)
     if make_constraint is not None:
         for row in rows:
             row.constraint = make_constraint()
     flat = decoder is not None or (engine or choose_engine(model).engine) == "flat"
-    run = functools.partial(_run_flat, decoder=decoder) if flat else _run_padded
+    run = functools.partial(_run_flat, decoder=decoder) if flat else run_padded
     done: dict[int, Completion] = {}
     was_training = model.training
     model.eval()
@@ -173,7 +130,7 @@ def generate(
 
 def _run_flat(
     model: torch.nn.Module,
-    rows: list[_Row],
+    rows: list[Row],
     *,
     stop_ids: frozenset[int],
     max_new_tokens: int,
@@ -181,7 +138,7 @@ def _run_flat(
     top_p: float,
     batch_tokens: int,
     decoder: Decoder | None,
-) -> Iterator[_Row]:
+) -> Iterator[Row]:
     """Answer with `model.decoder`, after checking it against the model itself."""
     prompts = [row.prompt for row in rows]
     if decoder is None:
@@ -190,7 +147,7 @@ def _run_flat(
     shared = shared_prefix_length(prompts)
 
     def choose_tokens(logits: torch.Tensor, indices: Sequence[int]) -> list[int]:
-        return _next_tokens(logits, [rows[index] for index in indices], temperature=temperature, top_p=top_p)
+        return next_tokens(logits, [rows[index] for index in indices], temperature=temperature, top_p=top_p)
 
     def admit(indices: Sequence[int]) -> None:
         now = time.perf_counter()
@@ -260,163 +217,3 @@ def context_length(model: torch.nn.Module) -> int | None:
     config: Any = model.config
     length = getattr(config, "max_position_embeddings", None)
     return int(length) if length is not None else None
-
-
-def _all_layers_attend_fully(model: torch.nn.Module) -> bool:
-    """Whether no layer has a window: windows count cache slots, and the padding behind a shared prefix takes some."""
-    config: Any = model.config
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return all(kind == "full_attention" for kind in kinds)
-    return getattr(config, "sliding_window", None) is None
-
-
-def _batches(prompts: Sequence[Sequence[int]], *, batch_tokens: int, max_new_tokens: int) -> list[list[int]]:
-    """Return prompt indices grouped so that rows x (longest + new) stays within `batch_tokens`, longest first."""
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    batches: list[list[int]] = []
-    rows_fit = 0
-    for index in order:
-        if not batches or len(batches[-1]) >= rows_fit:
-            batches.append([])
-            rows_fit = max(1, batch_tokens // (len(prompts[index]) + max_new_tokens))
-        batches[-1].append(index)
-    return batches
-
-
-def _stream_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
-    """Return one seed for each prompt; equal prompts are told apart by how often they occurred before."""
-    occurrences: Counter[tuple[int, ...]] = Counter()
-    seeds = []
-    for prompt in prompts:
-        key = tuple(prompt)
-        seeds.append(int(sha256_hex(canonical_json([seed, occurrences[key], list(key)]))[:15], 16))
-        occurrences[key] += 1
-    return seeds
-
-
-def shared_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Return how many leading tokens all prompts share, leaving at least one token of each."""
-    shortest, longest = min(prompts), max(prompts)  # in lexicographic order: what these two share, all share
-    length = 0
-    for a, b in zip(shortest, longest, strict=False):
-        if a != b:
-            break
-        length += 1
-    return min(length, min(len(prompt) for prompt in prompts) - 1)
-
-
-def _run_padded(
-    model: torch.nn.Module,
-    rows: list[_Row],
-    *,
-    stop_ids: frozenset[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    batch_tokens: int,
-) -> Iterator[_Row]:
-    """Answer batch after batch with the model's own forward."""
-    prompts = [row.prompt for row in rows]
-    for batch in _batches(prompts, batch_tokens=batch_tokens, max_new_tokens=max_new_tokens):
-        now = time.perf_counter()
-        for index in batch:
-            rows[index].started = now
-        yield from _run_batch(
-            model,
-            [rows[index] for index in batch],
-            stop_ids=stop_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-        )
-
-
-def _run_batch(
-    model: torch.nn.Module,
-    rows: list[_Row],
-    *,
-    stop_ids: frozenset[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-) -> Iterator[_Row]:
-    """Answer one batch. Layout of the cache: [shared prefix][left padding][own suffix][new tokens]."""
-    from transformers import DynamicCache
-
-    device = next(model.parameters()).device
-    prefix_len = shared_prefix_length([row.prompt for row in rows]) if _all_layers_attend_fully(model) else 0
-    suffixes = [row.prompt[prefix_len:] for row in rows]
-    width = max(len(suffix) for suffix in suffixes)
-    cache = DynamicCache(config=model.config)
-    if prefix_len:
-        prefix = torch.tensor([rows[0].prompt[:prefix_len]], device=device)
-        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(rows))
-    ids = torch.tensor([[0] * (width - len(suffix)) + list(suffix) for suffix in suffixes], device=device)
-    own = torch.tensor([[0] * (width - len(suffix)) + [1] * len(suffix) for suffix in suffixes], device=device)
-    mask = torch.cat([own.new_ones(len(rows), prefix_len), own], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp_(min=0)[:, prefix_len:]
-    while True:
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        chosen = _next_tokens(output.logits[:, -1], rows, temperature=temperature, top_p=top_p)
-        keep = []
-        for place, (row, token) in enumerate(zip(rows, chosen, strict=True)):
-            if row.accept(token, stop_ids=stop_ids, max_new_tokens=max_new_tokens):
-                keep.append(place)
-            else:
-                yield row
-        if not keep:
-            return
-        if len(keep) < len(rows):
-            kept = torch.tensor(keep, device=device)
-            cache.batch_select_indices(kept)
-            mask, positions = mask[kept], positions[kept]
-            rows, chosen = [rows[place] for place in keep], [chosen[place] for place in keep]
-        ids = torch.tensor(chosen, device=device)[:, None]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-
-
-def _next_tokens(logits: torch.Tensor, rows: Sequence[_Row], *, temperature: float, top_p: float) -> list[int]:
-    """Choose one token for each row, among those that its constraint allows."""
-    if any(row.constraint is not None for row in rows):
-        allowed = torch.ones(logits.shape, dtype=torch.bool)
-        for place, row in enumerate(rows):
-            if row.constraint is not None:
-                allowed[place] = torch.from_numpy(row.constraint.allowed())
-        logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
-    return choose(logits, [row.random for row in rows], temperature=temperature, top_p=top_p)
-
-
-def choose(
-    logits: torch.Tensor, streams: Sequence[torch.Generator | None], *, temperature: float, top_p: float
-) -> list[int]:
-    """Choose one token for each row of `logits` (rows, vocabulary).
-
-    Greedy where `temperature` is 0. Otherwise the smallest set of most likely tokens whose probability reaches
-    `top_p` is kept, and one number from the row's own stream picks among them (inverse of the cumulative sum).
-    """
-    if temperature == 0:
-        # max is several times as fast as argmax on bfloat16 on CPUs, and gives the same index where there is no tie
-        return [int(index) for index in logits.max(dim=-1).indices.tolist()]
-    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    cumulative = ordered.cumsum(dim=-1)
-    kept = (cumulative - ordered) < top_p
-    cumulative = torch.where(kept, cumulative, torch.zeros_like(cumulative))
-    total = cumulative.max(dim=-1).values
-    chosen = []
-    for row, stream in enumerate(streams):
-        assert stream is not None, "sampling needs a random stream for each row"
-        draw = torch.rand((), generator=stream) * total[row]
-        place = int(torch.searchsorted(cumulative[row, : int(kept[row].sum())], draw, right=True))
-        chosen.append(int(order[row, min(place, int(kept[row].sum()) - 1)]))
-    return chosen

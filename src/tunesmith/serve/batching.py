@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from tunesmith.errors import ServeError
-from tunesmith.model.generate import choose
 from tunesmith.model.load import DtypeName, is_whole_model, load_model
+from tunesmith.model.rows import choose
 from tunesmith.serve.engines import Cancel, Constraint, Emit, Finished, GenerationRequest, NewTokens, Weights
 from tunesmith.serve.runners import Lane, Runner, choose_runner
 from tunesmith.types import FinishReason, Log

@@ -92,7 +92,7 @@ def run_server(
     check_base(bundle, base_dir)
     traces = TraceStore(traces_url)
     # Imported here: torch and transformers take seconds, and what was refused above needs neither
-    from tunesmith.model.generate import shared_prefix_length
+    from tunesmith.model.rows import shared_prefix_length
     from tunesmith.serve.batching import open_engine
 
     prompts = [golden.ids for golden in bundle.golden]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from tunesmith.chat.contract import Contract
     from tunesmith.model.decoder import Decoder
-    from tunesmith.model.generate import Constraint
     from tunesmith.model.likelihood import Likelihood
+    from tunesmith.model.rows import Constraint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Constrain = Literal["no", "schema"]

@@ -5,7 +5,8 @@ import pytest
 
 from tunesmith.errors import DataError, ServeError
 from tunesmith.serve.traces import open_closed_span
-from tunesmith.stages.rehearse import OUT_OF_SCOPE, RehearseSpec, plan_requests, same_answer
+from tunesmith.stages.rehearsal_client import same_answer
+from tunesmith.stages.rehearse import OUT_OF_SCOPE, RehearseSpec, plan_requests
 
 
 def read(artifact):
