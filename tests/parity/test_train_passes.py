@@ -10,10 +10,13 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTJConfig,
+    Lfm2Config,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -21,12 +24,14 @@ from transformers import (
     Qwen3Config,
 )
 
+from tunesmith.model import kernels
 from tunesmith.model.full import train_all_
 from tunesmith.model.layout import DocumentLayout, Segment
 from tunesmith.model.lora import adapter_parameters, add_lora
 from tunesmith.train import passes
 from tunesmith.train.batches import flatten, micro_batches
 from tunesmith.train.examples import table_of
+from tunesmith.train.isolation import leak, with_sharing_pair
 from tunesmith.train.passes import DocumentPass, FlatPass, FusedPass, choose_pass, prove
 from tunesmith.types import Example
 
@@ -114,6 +119,15 @@ def reference(model, table, indices):
     return (losses * weights[:, 1:].flatten()).sum() / weights.sum()
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def loops(request, monkeypatch):
+    """What stands between the products: loops that the C compiler made, or torch's operations."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "_library", lambda dtype: None)
+    elif kernels.why_not_compiled() is not None:
+        pytest.skip(kernels.why_not_compiled())
+
+
 def gradients(model, loss):
     return torch.autograd.grad(loss, list(adapter_parameters(model).values()))
 
@@ -139,6 +153,32 @@ def test_each_pass_computes_what_transformers_and_peft_compute(config, kind):
     }[kind]()
     batch = flatten(table, range(12), share_prefixes=loss_pass.shares_prefixes)
     assert (batch.num_rows < batch.num_tokens) == loss_pass.shares_prefixes
+    loss = loss_pass.loss(batch, denominator=float(batch.weights.sum()))
+    assert_same(model, loss, gradients(model, loss), expected, expected_grads)
+
+
+@pytest.mark.parametrize("config", [CONFIGS["llama"], CONFIGS["qwen3"]], ids=["llama", "qwen3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.usefixtures("loops")
+def test_the_fused_pass_is_the_same_compiled_and_in_torch(config, checkpointing):
+    model, table = adapted(config), examples()
+    expected = reference(model, table, range(12))
+    loss_pass = FusedPass(model, gradient_checkpointing=checkpointing)
+    batch = flatten(table, range(12), share_prefixes=True)
+    loss = loss_pass.loss(batch, denominator=float(batch.weights.sum()))
+    assert_same(model, loss, gradients(model, loss), expected, gradients(model, expected))
+
+
+@pytest.mark.parametrize("lora", [{}, {"decomposition": "dora"}], ids=["lora", "dora"])
+@pytest.mark.parametrize("kind", ["flat", "document"])
+def test_checkpointing_of_transformers_layers_changes_nothing(lora, kind):
+    model, table = adapted(CONFIGS["llama"], **lora), examples()
+    expected = reference(model, table, range(12))
+    expected_grads = gradients(model, expected)
+    model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    loss_pass = FlatPass(model, plain_head=True) if kind == "flat" else DocumentPass(model, attention="sdpa")
+    batch = flatten(table, range(12), share_prefixes=loss_pass.shares_prefixes)
     loss = loss_pass.loss(batch, denominator=float(batch.weights.sum()))
     assert_same(model, loss, gradients(model, loss), expected, expected_grads)
 
@@ -207,6 +247,63 @@ def test_the_proof_fails_where_documents_see_each_other(monkeypatch):
         FusedPass(model, gradient_checkpointing=False), DocumentPass(model, attention="eager"), table, [8, 9], model
     )
     assert not proof.holds
+
+
+OWN_WAYS = {
+    "gptj: an attention of its own": GPTJConfig(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=128
+    ),
+    "bloom: positions that are no argument": BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4),
+    "lfm2: convolutions over neighbours": Lfm2Config(**SHAPE, layer_types=["conv", "full_attention", "conv"]),
+}
+
+
+@pytest.mark.parametrize("config", OWN_WAYS.values(), ids=OWN_WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_whose_documents_would_not_stay_apart_goes_document_by_document(config, dtype):
+    """In bfloat16 rounding hides what a convolution carries over; rows without a common beginning hide the rest."""
+    model, table = adapted(config), examples()
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    for rows in (range(12), range(8, 12)):
+        apart = table_of(
+            Example(row_id=str(at), ids=tuple(ids.tolist()), weights=tuple(weights.tolist()))
+            for at, (ids, weights) in ((at, table.example(at)) for at in rows)
+        )
+        choice = choose_pass(model, apart, gradient_checkpointing=False)
+        assert choice.loss_pass.name == "document", choice.proof
+        assert any("not flat" in note for note in choice.notes)
+    if dtype == torch.float32:
+        expected = reference(model, table, range(12))
+        batch = flatten(table, range(12), share_prefixes=False)
+        loss = choice.loss_pass.loss(batch, denominator=float(batch.weights.sum()))
+        assert_same(model, loss, gradients(model, loss), expected, gradients(model, expected))
+
+
+@pytest.mark.parametrize("config", [CONFIGS["llama"], OTHERS["gemma3"]], ids=["llama", "gemma3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_gradient_flows_between_documents_to_the_last_bit(monkeypatch, config, dtype):
+    model = adapted(config)
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    proven = with_sharing_pair(examples(), [8, 9])
+    first, second = (proven.example(index)[0].tolist() for index in (2, 3))
+    assert first[:16] == second[:16]
+    assert first != second
+    loss_passes = [FlatPass(model, plain_head=True)]
+    loss_passes += [FusedPass(model, gradient_checkpointing=False)] if config.model_type == "llama" else []
+    base = model.get_base_model()
+    for loss_pass in loss_passes:
+        assert leak(loss_pass, base, proven, range(4)) == 0.0
+
+    def one_document(segments, device):
+        return DocumentLayout([Segment(start=0, stop=segments[-1].stop)], device)
+
+    monkeypatch.setattr(passes, "DocumentLayout", one_document)
+    for loss_pass in loss_passes:
+        assert leak(loss_pass, base, proven, range(4)) > 0.0
 
 
 @pytest.mark.parametrize("rank", [1, 3, 16])

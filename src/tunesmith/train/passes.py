@@ -28,6 +28,7 @@ from tunesmith.model.layout import DocumentLayout
 from tunesmith.model.sharding import ShardedModel
 from tunesmith.train.batches import FlatBatch, flatten
 from tunesmith.train.examples import ExampleTable
+from tunesmith.train.isolation import leak, with_sharing_pair
 from tunesmith.train.loss import chunked_cross_entropy, logits_cross_entropy
 from tunesmith.train.world import World, own_part
 
@@ -310,7 +311,8 @@ def choose_pass(
     sharded: ShardedModel | None = None,
     world: World = ALONE,
 ) -> Choice:
-    """Return the fastest pass that this machine computes right, proven on a few examples of `table`.
+    """Return the fastest pass that this machine computes right, proven on a few examples of `table` and a pair of
+    documents that begin alike.
 
     Sharded weights are gathered for each pass, and every process of the world calls this.
     `only` names the pass of an interrupted run, which a resumed one must repeat; then nothing else is tried, and
@@ -327,7 +329,7 @@ def choose_pass(
             model, attention="sdpa" if own_attention == IMPLEMENTATION else own_attention, noise_alpha=noise_alpha
         )
     )
-    examples = proof_examples(table)
+    proven = with_sharing_pair(table, proof_examples(table))
     notes: list[str] = []
     for name in ("fused", "flat"):
         if only not in (None, name):
@@ -346,14 +348,18 @@ def choose_pass(
             proof = prove(
                 candidate,
                 reference,
-                table,
-                examples,
+                proven,
+                range(len(proven)),
                 model,
                 dtype=None if sharded is None else sharded.compute_dtype,
                 world=world,
             )
+            seen = leak(candidate, base, proven, range(len(proven)), sharded=sharded is not None)
         except (TypeError, TrainingError, NotImplementedError) as error:
             notes.append(f"not {name}: {str(error).splitlines()[0]}")
+            continue
+        if proof.holds and seen:
+            notes.append(f"not {name}: documents of one batch see each other, by a gradient of {seen:.1e}")
             continue
         if proof.holds:
             if name == "fused" and why_not_compiled() is not None:
