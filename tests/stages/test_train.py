@@ -333,7 +333,6 @@ FLIPS = {
     "adapter.targets": {"kind": "lora", "rank": 4, "alpha": 8, "targets": ["q_proj"]},
     "dtype": "bfloat16",
     "dtype.float16": "float16",
-    "optimizer.adamw_8bit": {"kind": "adamw_8bit"},
     "evals_per_epoch": 1,
     "seed": 5,
 }
@@ -350,6 +349,17 @@ def test_every_key_changes_what_training_does(run_stage, world, trained, tmp_pat
         (r["step"], r.get("loss"), r.get("val_loss"), r.get("passes")) for r in lines(trained / "out" / "metrics.jsonl")
     ]
     assert ours != once
+
+
+def test_states_in_eight_bits_change_what_is_learned(run_stage, world, tmp_path):
+    """Tensors below 4,096 elements keep 32 bits, so that the rank here makes the adapter's larger."""
+    spec = {**SPEC, "adapter": {**SPEC["adapter"], "rank": 128}}
+    exact, rough = (
+        run_stage("train", world, {**spec, "optimizer": {"kind": kind}}, tmp_path).summary
+        for kind in ("adamw", "adamw_8bit")
+    )
+    assert rough["best_val_loss"] != exact["best_val_loss"]
+    assert rough["best_val_loss"] == pytest.approx(exact["best_val_loss"], rel=1e-2)
 
 
 def test_the_scales_of_the_blocks_may_stay_in_32_bits(run_stage, world, tmp_path):
