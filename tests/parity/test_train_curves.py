@@ -1,6 +1,7 @@
 """Whole loss curves against the field's trainers, in float32: same rows, order, adapter at the start, schedule."""
 
 import importlib.util
+import json
 import random
 from pathlib import Path
 
@@ -95,10 +96,23 @@ PASSES = {
 }
 
 
+RECORD = Path(__file__).parent / "golden" / "trl_curve.json"
+"""What `curve_of_trl` returned, beside the versions that made it: TRL is no dependency, and this test needs its curve."""
+
+
 @pytest.fixture(scope="module")
-def trl_curve(tmp_path_factory):
-    if importlib.util.find_spec("trl") is None:
-        pytest.skip("trl is not installed")
+def trl_curve():
+    return json.loads(RECORD.read_text())["steps"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
+def test_the_recorded_curve_is_the_one_that_trl_has(trl_curve, tmp_path):
+    for recorded, live in zip(trl_curve, curve_of_trl(tmp_path), strict=True):
+        assert live == pytest.approx(recorded, rel=1e-5)
+
+
+def curve_of_trl(folder):
+    """Return loss, gradient norm and rate of each step of TRL's SFTTrainer."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -115,7 +129,7 @@ def trl_curve(tmp_path_factory):
         ]
     )
     config = SFTConfig(
-        output_dir=str(tmp_path_factory.mktemp("trl")),
+        output_dir=str(folder),
         per_device_train_batch_size=2,
         gradient_accumulation_steps=3,
         max_steps=STEPS,
@@ -137,7 +151,8 @@ def trl_curve(tmp_path_factory):
     )
     trainer = SFTTrainer(model=tiny_model(), args=config, train_dataset=dataset, processing_class=processing_class())
     trainer.train()
-    return [record for record in trainer.state.log_history if "loss" in record]
+    kept = ("loss", "grad_norm", "learning_rate")
+    return [{key: record[key] for key in kept} for record in trainer.state.log_history if "loss" in record]
 
 
 def processing_class():

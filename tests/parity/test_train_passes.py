@@ -18,12 +18,15 @@ from transformers import (
     GPTJConfig,
     Lfm2Config,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.integrations.neftune import neftune_post_forward_hook
 
+from tunesmith.errors import PlanError
 from tunesmith.model import kernels
 from tunesmith.model.full import train_all_
 from tunesmith.model.layout import DocumentLayout, Segment
@@ -236,6 +239,16 @@ def test_a_model_without_attention_goes_document_by_document_and_says_why():
     assert any("not flat" in note for note in choice.notes)
 
 
+def test_layers_that_cannot_carry_an_adapter_are_refused_by_name():
+    """Mamba's kernel reads the weight of `out_proj` itself, past whatever stands on it."""
+    config = Mamba2Config(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, state_size=8, num_heads=8, head_dim=8, n_groups=1
+    )
+    with pytest.raises(PlanError, match="cannot put an adapter") as error:
+        adapted(config)
+    assert "out_proj" in str(error.value)
+
+
 def test_the_proof_fails_where_documents_see_each_other(monkeypatch):
     model, table = adapted(CONFIGS["llama"]), examples()
 
@@ -367,3 +380,25 @@ def test_use_cache_left_on_does_not_mix_documents():
     batch = flatten(table, range(12), share_prefixes=True)
     loss = FlatPass(model, plain_head=True).loss(batch, denominator=float(batch.weights.sum()))
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+def test_the_noise_of_neftune_is_that_of_transformers_for_each_document_alone():
+    model, table = adapted(CONFIGS["llama"]).get_base_model(), examples()
+    embedding = model.get_input_embeddings()
+    embedding.neftune_noise_alpha = 5.0
+    batch = flatten(table, [0, 9], share_prefixes=False)
+    plain = passes.embed(model.eval(), batch, noise_alpha=5.0)
+    torch.testing.assert_close(plain, embedding(batch.ids), rtol=0, atol=0)
+    model.train()
+    for index in (0, 9):
+        alone = flatten(table, [index], share_prefixes=False)
+        torch.manual_seed(4)
+        ours = passes.embed(model, alone, noise_alpha=5.0)
+        torch.manual_seed(4)
+        theirs = neftune_post_forward_hook(embedding, None, embedding(alone.ids)[None])[0]
+        torch.testing.assert_close(ours, theirs)
+    noise = passes.embed(model, batch, noise_alpha=5.0) - plain
+    for segment in batch.segments:
+        limit = 5.0 / (segment.length * plain.shape[-1]) ** 0.5
+        largest = float(noise[segment.start : segment.stop].abs().max())
+        assert 0.9 * limit < largest <= limit * (1 + 1e-5)

@@ -452,6 +452,9 @@ def test_momentum_of_other_optimizers_counts(run_stage, world, tmp_path, kind, r
         {"adapter": {"kind": "lora", "rank": 4, "alpha": 8, "quantization": {"kind": "nf4"}}, "dtype": "bfloat16"},
         {"adapter": {"kind": "dora", "rank": 4, "alpha": 8, "quantization": {"kind": "int8"}}},
         {"neftune_noise_alpha": 5.0},
+        {"optimizer": {"kind": "sgd"}, "learning_rate": 1.0},
+        {"adapter": {"kind": "lora", "rank": 4, "alpha": 8, "lora_plus_ratio": 16}, "weight_decay": 0.1},
+        {"adapter": {"kind": "dora", "rank": 4, "alpha": 8}, "gradient_checkpointing": True},
     ],
     ids=str,
 )

@@ -77,7 +77,15 @@ def add_lora(
     )
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:  # Layers that read each other's weights past an adapter, such as Mamba's.
+            raise PlanError(
+                "PEFT cannot put an adapter on these layers of the model",
+                where="train.adapter.targets",
+                found=str(error),
+                hint="name other layers, or set train.adapter to {kind: full}",
+            ) from error
 
 
 def adapter_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

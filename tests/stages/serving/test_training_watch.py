@@ -93,8 +93,11 @@ def test_the_metric_may_decide_which_weights_are_kept_and_when_to_stop(run, inpu
     assert made.summary["best_step"] == best["step"]
     assert made.summary["best_val_loss"] == best["val_loss"]
     assert [record["best"] for record in found].count(True) >= 1
-    if made.summary["stopped_early"]:
-        assert len([record for record in after if record["step"] > best["step"]]) == 2
+    assert made.summary["stopped_early"]
+    assert made.summary["steps_done"] < made.summary["steps"]
+    assert len([record for record in after if record["step"] > best["step"]]) == 2
+    losses = [record["val_loss"] for record in after]
+    assert losses == sorted(losses, reverse=True), "the validation loss alone would have gone on"
 
 
 def test_a_metric_at_fewer_validations_is_measured_at_some_of_them(run, inputs, world):
