@@ -1,6 +1,7 @@
 """Training with general rows: warned of, refused, resumed bit for bit, accounted for."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,26 @@ def test_a_share_of_general_rows_that_are_not_there_is_refused_before_work_start
 def test_shares_that_are_no_parts_of_one_are_refused(shares):
     with pytest.raises(ValidationError):
         TrainSpec.model_validate({"mix": {"shares": shares}})
+
+
+def test_a_stage_of_harder_rows_is_no_loss_that_runs_away(tmp_path):
+    """A base that knows the task's rows: they come first, then general ones at a loss that is much higher."""
+    world(tmp_path / "taught", {"desk": ("task", 40)})
+    taught = {**SPEC, "mix": [], "adapter": {"kind": "full"}, "learning_rate": 1e-2, "num_train_epochs": 12}
+    train_in(tmp_path / "taught", {**taught, "evals_per_epoch": 0.1, "early_stopping_patience": None})
+    root = tmp_path / "root"
+    made = world(root, {"desk": ("task", 40), "talk": ("general", 80)})
+    (made["examples"].path / "val.parquet").unlink()
+    write_examples(made["examples"].path / "val.parquet", [])
+    shutil.rmtree(made["base"].path / "model")
+    shutil.copytree(tmp_path / "taught" / "out" / "adapter", made["base"].path / "model")
+    stages = [
+        {"name": "task", "length": 1, "shares": {"general": 0}},
+        {"name": "talk", "length": 1, "shares": {"general": 0.9}},
+    ]
+    train_in(root, {**SPEC, "mix": stages, "learning_rate": 1e-4, "num_train_epochs": 2, "batch_size": 4})
+    records = [json.loads(line) for line in (root / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert len(losses) > 20
+    before, after = sum(losses[:8]) / 8, sum(losses[-8:]) / 8
+    assert after > max(before * 1.5, before + 1), "what is called running away where rows are alike"

@@ -74,6 +74,10 @@ class DataOrder(Protocol):
         """Return the examples of 0-based `step`, the same in every process."""
         ...
 
+    def begins_stage(self, step: int) -> bool:
+        """Whether other rows than before begin with 0-based `step`: a training loss there says nothing of the last."""
+        ...
+
 
 @functools.lru_cache(maxsize=2)
 def _epoch_order(num_examples: int, seed: int, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -106,6 +110,10 @@ class StepPlan:
         begin = at * self.batch_size
         chosen: list[int] = _epoch_order(self.num_examples, self.seed, epoch)[begin : begin + self.batch_size].tolist()
         return chosen
+
+    def begins_stage(self, step: int) -> bool:
+        """Whether this is the first step: all rows are alike."""
+        return step == 0
 
 
 def common_prefix(left: Ints, right: Ints) -> int:

@@ -19,8 +19,8 @@ WINDOW = 8
 
 RUNAWAY_NATS = 1.0
 RUNAWAY_FACTOR = 1.5
-"""A run diverges when the mean of the last 8 losses is above both the first 8's mean times 1.5 and that mean plus 1, or
-the validation loss is as far above the base's."""
+"""A run diverges when the mean of the last 8 losses is above both the first 8's mean times 1.5 and that mean plus 1, in
+one stage of a curriculum, or the validation loss is as far above the base's."""
 
 
 def check_step(step: int, *, loss: float, grad_norm: float, row_ids: Sequence[str]) -> None:

@@ -254,6 +254,8 @@ def run_training(
         tokens = sum(train.length(index) for index in examples)
         supervised = sum(int(num_supervised_each[index]) for index in examples)
         watched = () if overflowed else (loss,)
+        if plan.begins_stage(step):
+            counters = replace(counters, early_losses=(), recent_losses=())
         counters = replace(
             counters,
             step=step + 1,

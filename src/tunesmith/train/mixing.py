@@ -98,6 +98,10 @@ class MixedPlan:
         chosen: list[int] = self.order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
         return chosen
 
+    def begins_stage(self, step: int) -> bool:
+        """Whether a part begins among the examples of 0-based `step`."""
+        return any(begin // self.batch_size == step for _, begin in self.parts)
+
     def spans(self) -> list[tuple[str, int, int]]:
         """Return (name, begin, end) of each part, in positions of the order."""
         ends = [*(begin for _, begin in self.parts[1:]), len(self.order)]

@@ -191,3 +191,10 @@ def test_examples_that_do_not_say_their_source_are_refused(tmp_path):
     pq.write_table(pa.table({"row_id": ["a"]}), tmp_path / "train.parquet")
     with pytest.raises(DataError, match="which source"):
         read_origins(tmp_path / "train.parquet")
+
+
+def test_a_stage_begins_with_the_step_that_holds_its_first_example():
+    plan = MixedPlan(
+        order=np.arange(20), parts=(("one", 0), ("two", 9), ("three", 12)), batch_size=4, num_epochs=1.0, max_steps=None
+    )
+    assert [step for step in range(plan.total_steps) if plan.begins_stage(step)] == [0, 2, 3]
