@@ -16,9 +16,11 @@ from training_process import train_in
 from training_world import artifact, examples, tiny_base, training_inputs, write_examples
 
 from tunesmith.errors import ContractError, PlanError, TrainingError
+from tunesmith.model import kernels
 from tunesmith.model.load import load_model
 from tunesmith.stages import training
 from tunesmith.stages.training import TrainSpec, check
+from tunesmith.stages.training_optimizers import AdamW
 
 SPEC = {
     "learning_rate": 5e-3,
@@ -319,6 +321,8 @@ FLIPS = {
     "optimizer.epsilon": {"kind": "adamw", "epsilon": 1e-2},
     "optimizer.muon": {"kind": "muon"},
     "optimizer.adafactor": {"kind": "adafactor"},
+    "optimizer.torch": {"kind": "torch", "name": "NAdam"},
+    "optimizer.arguments": {"kind": "torch", "name": "AdamW", "arguments": {"amsgrad": True, "eps": 1e-2}},
     "neftune_noise_alpha": 5.0,
     "max_grad_norm": 0.01,
     "adapter": {"kind": "lora", "rank": 2, "alpha": 8},
@@ -422,11 +426,12 @@ def test_every_key_of_the_settings_is_flipped_above():
         "parallel",
         "task_metric",
         "metric_for_best_model",
+        "checkpoints",
         "general_watch",
     }  # own tests
     assert flipped == set(training.TrainSpec.model_fields)
     nested = {key.split(".")[1] for key in FLIPS if "." in key} | {"kind", "rank"}
-    assert set(training.Lora.model_fields) | set(training.AdamW.model_fields) <= nested
+    assert set(training.Lora.model_fields) | set(AdamW.model_fields) <= nested
 
 
 @pytest.mark.parametrize(("kind", "rate"), [("muon", 5e-3), ("sgd", 1.0)])
@@ -453,6 +458,7 @@ def test_momentum_of_other_optimizers_counts(run_stage, world, tmp_path, kind, r
         {"adapter": {"kind": "dora", "rank": 4, "alpha": 8, "quantization": {"kind": "int8"}}},
         {"neftune_noise_alpha": 5.0},
         {"optimizer": {"kind": "sgd"}, "learning_rate": 1.0},
+        {"optimizer": {"kind": "torch", "name": "NAdam", "arguments": {"decoupled_weight_decay": True}}},
         {"adapter": {"kind": "lora", "rank": 4, "alpha": 8, "lora_plus_ratio": 16}, "weight_decay": 0.1},
         {"adapter": {"kind": "dora", "rank": 4, "alpha": 8}, "gradient_checkpointing": True},
     ],
@@ -466,6 +472,56 @@ def test_every_way_of_training_resumes_bit_for_bit(world, tmp_path, spec):
     assert train_in(again, {**SPEC, **spec})["resumed_from_step"] == 4
     for file in (once / "out" / "adapter").iterdir():
         assert (again / "out" / "adapter" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_an_optimizer_of_ones_own_trains_and_resumes(world, tmp_path):
+    own = tmp_path / "lion.py"
+    own.write_text(
+        "import torch\n\n"
+        "class Sign(torch.optim.Optimizer):\n"
+        "    def __init__(self, groups, beta):\n"
+        "        super().__init__(groups, {'beta': beta})\n\n"
+        "    @torch.no_grad()\n"
+        "    def step(self):\n"
+        "        for group in self.param_groups:\n"
+        "            for p in group['params']:\n"
+        "                mean = self.state[p].setdefault('mean', torch.zeros_like(p))\n"
+        "                mean.lerp_(p.grad, 1 - group['beta'])\n"
+        "                p.sub_(group['lr'] * mean.sign())\n\n"
+        "def optimizer(groups, *, beta=0.9):\n"
+        "    return Sign(groups, beta)\n",
+        "utf-8",
+    )
+    spec = {**SPEC, "optimizer": {"kind": "file", "path": str(own), "arguments": {"beta": 0.8}}}
+    once, again = copy_of(world, tmp_path / "once"), copy_of(world, tmp_path / "again")
+    made = train_in(once, spec)
+    assert made["best_val_loss"] < made["base_val_loss"]
+    with pytest.raises(Interrupted):
+        train_in(again, spec, log=interrupt_at(5, "train_step"))
+    assert train_in(again, spec)["resumed_from_step"] == 4
+    for file in (once / "out" / "adapter").iterdir():
+        assert (again / "out" / "adapter" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [5]), (3, [3, 4, 5])])
+def test_so_many_checkpoints_are_kept_as_the_recipe_says(world, tmp_path, keep, left):
+    run = copy_of(world, tmp_path / "run")
+    spec = {**SPEC, "checkpoints": {"every_seconds": 0, "keep": keep}}
+    with pytest.raises(Interrupted):
+        train_in(run, spec, log=interrupt_at(6, "train_step"))
+    found = sorted(int(path.name.rpartition("-")[2]) for path in (run / "work").glob("checkpoint-*"))
+    assert found == left
+
+
+def test_a_run_that_resumes_without_its_compiled_loops_says_so(world, tmp_path, monkeypatch):
+    if kernels.why_not_compiled() is not None:
+        pytest.skip("no compiled loops here")
+    run = copy_of(world, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        train_in(run, SPEC, log=interrupt_at(5, "train_step"))
+    monkeypatch.setattr(kernels, "why_not_compiled", lambda: "no C compiler was found")
+    notes = train_in(run, SPEC)["pass_notes"]
+    assert any("begun with compiled loops, now without (no C compiler was found)" in note for note in notes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

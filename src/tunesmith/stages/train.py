@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,10 @@ from tunesmith.stages.training import Full, TrainSpec, check, check_contract, or
 from tunesmith.stages.training_advice import card_notes
 from tunesmith.stages.training_mix import mix_account, mix_text, read_mix_origins
 from tunesmith.stages.training_model import Assembled, assemble
+from tunesmith.stages.training_outcome import outcome, pass_summary, write_curves
 from tunesmith.stages.training_parallel import in_processes, mesh_of, train_in_processes, with_whole_weights
 from tunesmith.stages.training_probe import estimate_by_probe
-from tunesmith.stages.training_watch import general_table, general_warnings, metric_of
+from tunesmith.stages.training_watch import general_table, metric_of
 from tunesmith.types import JSON, sha256_hex
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from tunesmith.model.load import DtypeName
     from tunesmith.train.batches import DataOrder
     from tunesmith.train.examples import ExampleTable
-    from tunesmith.train.loop import Result
     from tunesmith.train.passes import Choice
     from tunesmith.train.validation import Figure
     from tunesmith.train.verify import Reference
@@ -100,7 +100,7 @@ def train_process(
     `base`, `examples` and `contract` are the folders of the artefacts.
     """
     from tunesmith.model.load import torch_dtype
-    from tunesmith.model.lora import count_adapted_layers
+    from tunesmith.model.lora import count_adapted_layers, uncovered_experts
     from tunesmith.train.checkpoint import CheckpointWriter, Identity
     from tunesmith.train.examples import read_examples
     from tunesmith.train.loop import run_training
@@ -121,14 +121,22 @@ def train_process(
     made = assembled(ctx.device, mesh_of(world, ctx.device))
     _dry_run(with_whole_weights(made, world, lambda: assembled("cpu")), ctx.work / "dry-run")
     choice = _choose(spec, made, rows, choices, world)
+    uncovered = [] if isinstance(spec.adapter, Full) else uncovered_experts(made.model)
 
     origins = read_mix_origins(examples, spec.mix)
     plan = order_of(spec, rows, origins)
     arithmetic = {**_arithmetic(rows, val, plan), "mix": mix_account(plan, rows, origins)}
-    ctx.log("train_begins", {**arithmetic, "dtype": dtype, "pass": choice.loss_pass.name, "notes": list(choice.notes)})
+    ctx.log(
+        "train_begins",
+        {**arithmetic, "dtype": dtype, "pass": choice.loss_pass.name, "notes": [*choice.notes, *uncovered]},
+    )
     data = rows.digest() + val.digest() + (origins.digest() if spec.mix and origins is not None else "")
     # How many processes compute is no setting of the arithmetic: a checkpoint says for itself how many wrote it.
-    settings = {**spec.model_dump(mode="json", exclude={"parallel"}), "dtype": dtype, "pass": choice.loss_pass.name}
+    settings = {
+        **spec.model_dump(mode="json", exclude={"parallel", "checkpoints"}),
+        "dtype": dtype,
+        "pass": choice.loss_pass.name,
+    }
     world.seed_apart_(spec.seed)
     eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
     with CheckpointWriter() as writer:
@@ -156,6 +164,8 @@ def train_process(
             log=ctx.log,
             report=ctx.progress,
             checkpoint_writer=writer,
+            checkpoint_seconds=spec.checkpoints.every_seconds,
+            checkpoints_kept=spec.checkpoints.keep,
             world=world,
             other_world="refuse" if spec.parallel is None else spec.parallel.other_world,
         )
@@ -168,7 +178,7 @@ def train_process(
         return {}
     _save(whole, ctx.out / "adapter")
     facts = {
-        **_pass_summary(choice),
+        **pass_summary(choice),
         "trainable_parameters": sum(parameter.numel() for parameter in whole.parameters.values()),
         "adapted_layers": count_adapted_layers(whole.model),
     }
@@ -182,7 +192,12 @@ def train_process(
     verified = verify_trained(folder, saved, live=live, trained_loss=trained_loss, reference=reference, dtype=dtype)
     return {
         **arithmetic,
-        **_outcome(spec, result, _write_curves(ctx.work / "metrics.jsonl", ctx.out), rounding_warning(verified, dtype)),
+        **outcome(
+            spec,
+            result,
+            write_curves(ctx.work / "metrics.jsonl", ctx.out),
+            [*uncovered, *rounding_warning(verified, dtype)],
+        ),
         **facts,
         "dtype": dtype,
         "dtype_measured": speeds,
@@ -233,6 +248,7 @@ def _dry_run(whole: Assembled | None, folder: Path) -> None:
 
 def _choose(spec: TrainSpec, made: Assembled, rows: ExampleTable, choices: _Choices, world: World) -> Choice:
     """Return the pass to train with: a run that resumes uses the one it began with."""
+    from tunesmith.model.kernels import why_not_compiled
     from tunesmith.train.passes import base_of, choose_pass
 
     choice = choose_pass(
@@ -253,6 +269,10 @@ def _choose(spec: TrainSpec, made: Assembled, rows: ExampleTable, choices: _Choi
             found="; ".join(choice.notes),
             hint="run all processes on machines of one kind",
         )
+    compiled = choices.once("compiled", lambda: why_not_compiled() is None)
+    if compiled and why_not_compiled() is not None:
+        note = f"begun with compiled loops, now without ({why_not_compiled()}): the same to rounding, not bit by bit"
+        choice = replace(choice, notes=(*choice.notes, note))
     if spec.gradient_checkpointing and name != "fused":
         # Not reentrant: that form cuts the graph where the embeddings are frozen (peft#1142).
         base_of(made.model).gradient_checkpointing_enable(  # type: ignore[operator]
@@ -326,70 +346,3 @@ def _arithmetic(rows: ExampleTable, val: ExampleTable, plan: DataOrder) -> dict[
         "steps_per_epoch": plan.steps_per_epoch,
         "shared_prefix_tokens": shared_tokens(rows),
     }
-
-
-def _outcome(spec: TrainSpec, result: Result, curve: Mapping[str, JSON], rounding: Sequence[str]) -> dict[str, JSON]:
-    counters = result.counters
-    first, kept = (
-        counters.first,
-        counters.best or {name: figure["value"][-1] for name, figure in curve["figures"].items()},
-    )
-    base_loss, best_loss = first.get("val_loss"), counters.best.get("val_loss")
-    warnings = [*rounding, *general_warnings(spec.general_watch, first, kept)]
-    if best_loss is not None and base_loss is not None and best_loss >= base_loss:
-        warnings.append("the validation loss never fell below the base model's")
-    if counters.skipped_steps:
-        warnings.append(f"{counters.skipped_steps} steps changed nothing: their float16 gradients overflowed")
-    return {
-        "steps_done": result.steps,
-        "stopped_early": result.stopped_early,
-        "resumed_from_step": result.resumed_from,
-        "first_loss": curve["loss"][0] if curve["loss"] else None,
-        "last_loss": result.last_loss,
-        "base_val_loss": base_loss,
-        "best_val_loss": best_loss,
-        "best_step": counters.best_step if counters.best else result.steps,
-        "best_by": spec.best_by,
-        "figures": {name: {"base": value, "kept": kept.get(name)} for name, value in first.items()},
-        "skipped_steps": counters.skipped_steps,
-        "tokens": counters.tokens,
-        "supervised_tokens": counters.supervised_tokens,
-        "train_seconds": counters.seconds,
-        "tokens_per_second": counters.tokens / counters.seconds if counters.seconds else None,
-        "warnings": warnings,
-    }
-
-
-def _pass_summary(choice: Choice) -> dict[str, JSON]:
-    proof = choice.proof
-    return {
-        "pass": choice.loss_pass.name,
-        "pass_notes": list(choice.notes),
-        "pass_proof": None
-        if proof is None
-        else {"loss_difference": proof.loss_difference, "gradient_difference": proof.gradient_difference},
-    }
-
-
-def _write_curves(metrics: Path, out: Path) -> dict[str, JSON]:
-    """Copy `metrics.jsonl` and write `curve.json`: the same as columns, for plots."""
-    text = metrics.read_text("utf-8")
-    (out / "metrics.jsonl").write_text(text, "utf-8")
-    records = [json.loads(line) for line in text.splitlines()]
-    steps = [record for record in records if "loss" in record]
-    evals = [record for record in records if "eval_seconds" in record]
-    names = dict.fromkeys(name for record in evals for name in record if name not in ("step", "best", "eval_seconds"))
-    measured = {name: [(record["step"], record[name]) for record in evals if name in record] for name in names}
-    curve: dict[str, JSON] = {
-        "step": [record["step"] for record in steps],
-        "loss": [record["loss"] for record in steps],
-        "learning_rate": [record["learning_rate"] for record in steps],
-        "grad_norm": [record["grad_norm"] for record in steps],
-        "tokens_per_second": [record["tokens_per_second"] for record in steps],
-        "figures": {
-            name: {"step": [step for step, _ in pairs], "value": [value for _, value in pairs]}
-            for name, pairs in measured.items()
-        },
-    }
-    (out / "curve.json").write_text(json.dumps(curve) + "\n", "utf-8")
-    return curve

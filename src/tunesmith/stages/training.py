@@ -16,6 +16,7 @@ from tunesmith.core.spec import Circumstance, Spec
 from tunesmith.errors import ContractError, PlanError
 from tunesmith.stages.training_advice import context_of, unwise_for_rows, unwise_settings
 from tunesmith.stages.training_mix import MixStage, check_mix, data_order
+from tunesmith.stages.training_optimizers import AdamW, OptimizerSpec, check_optimizer
 from tunesmith.stages.training_parallel import ParallelSpec, check_parallel
 from tunesmith.stages.training_watch import GeneralWatch, TaskMetric, check_watches
 
@@ -92,59 +93,17 @@ class Full(Spec):
     """What is trained: `full` trains every weight, with float32 masters; `adapter/` then holds a whole model folder."""
 
 
-class AdamW(Spec):
-    """AdamW."""
+class CheckpointSpec(Spec):
+    """When checkpoints are written and how many are kept; with the finished run they go."""
 
-    kind: Literal["adamw"]
-    """Optimizer: AdamW, one fused kernel a step."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the mean of gradients."""
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the mean of squared gradients."""
-    epsilon: float = Field(default=1e-8, gt=0)
-    """Added to the root of the squared mean."""
-
-
-class Adafactor(Spec):
-    """Adafactor: second moments as one row and one column of each matrix, a fraction of AdamW's memory."""
-
-    kind: Literal["adafactor"]
-    """Optimizer: Adafactor."""
-
-
-class AdamW8bit(Spec):
-    """AdamW whose states lie in 8 bits, a quarter of AdamW's memory."""
-
-    kind: Literal["adamw_8bit"]
-    """Optimizer: AdamW with states in 8 bits, by bitsandbytes; needs `tunesmith[qlora]`."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the mean of gradients."""
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the mean of squared gradients."""
-    epsilon: float = Field(default=1e-8, gt=0)
-    """Added to the root of the squared mean."""
-
-
-class Muon(Spec):
-    """Muon for matrices, its step scaled to AdamW's, and AdamW for the rest."""
-
-    kind: Literal["muon"]
-    """Optimizer: Muon."""
-    momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Decay of the mean of gradients."""
-
-
-class Sgd(Spec):
-    """Stochastic gradient descent."""
-
-    kind: Literal["sgd"]
-    """Optimizer: gradient descent with momentum."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Decay of the mean of gradients."""
+    every_seconds: float = Field(default=60.0, ge=0)
+    """Seconds between two checkpoints, at most; 0 writes one after each step. There is one before the first step, one
+    after each validation and one after the last step in any case."""
+    keep: int = Field(default=2, ge=1)
+    """The newest so many are kept, and with each the best weights so far."""
 
 
 AdapterSpec = Annotated[Lora | Dora | Full, Field(discriminator="kind")]
-OptimizerSpec = Annotated[AdamW | AdamW8bit | Adafactor | Muon | Sgd, Field(discriminator="kind")]
 
 
 class TrainSpec(Spec):
@@ -170,7 +129,8 @@ class TrainSpec(Spec):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "wsd"] = "cosine"
     """How the learning rate falls after warm-up; `wsd` holds it and falls in the last fifth."""
     optimizer: OptimizerSpec = AdamW(kind="adamw")
-    """How gradients become steps: `{kind: adamw}`, `adamw_8bit`, `adafactor`, `muon` or `sgd`."""
+    """How gradients become steps: `{kind: adamw}`, `adamw_8bit`, `adafactor`, `muon`, `sgd`, any of torch's by
+    `{kind: torch, name: NAdam}`, or one of your own by `{kind: file, path: my_optimizer.py}`."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of the trained matrices; norms and biases never decay."""
     max_grad_norm: float | None = Field(1.0, gt=0)
@@ -198,6 +158,8 @@ class TrainSpec(Spec):
     """Compute activations again in the backward: about a third slower, a fraction of the memory, the same result."""
     seed: int = Field(0, ge=0)
     """Seed of the adapter's start, the row order, dropout and noise."""
+    checkpoints: Annotated[CheckpointSpec, Circumstance()] = CheckpointSpec()
+    """How often and how many checkpoints: `{every_seconds: 600, keep: 3}`. No part of the result's identity."""
     parallel: Annotated[ParallelSpec | None, Circumstance()] = None
     """Several processes on one run: `{kind: replicated, processes: 2}` or `{kind: sharded, processes: 2}`; `null` is
     one. The loss is the same to rounding, so the key is no part of the result's identity."""
@@ -246,6 +208,7 @@ def check(spec: TrainSpec, inputs: Mapping[str, Artifact | None]) -> list[str]:
     )
     if not isinstance(spec.adapter, Full) and spec.adapter.quantization is not None:
         _check_kernels("a quantised base", where="train.adapter.quantization")
+    check_optimizer(spec.optimizer)
     if spec.optimizer.kind == "adamw_8bit":
         _check_kernels("an optimizer in 8 bits", where="train.optimizer")
     warnings += check_parallel(spec)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.stages.training import Adafactor, AdamW, AdamW8bit, Dora, Full, Lora, Muon, Sgd, TrainSpec
+from tunesmith.stages.training import Dora, Full, Lora, TrainSpec
+from tunesmith.stages.training_optimizers import settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -98,17 +99,6 @@ def assemble(
 
 
 def _optimizer(spec: TrainSpec, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
-    from tunesmith.train import optim
+    from tunesmith.train.optim import make
 
-    chosen = spec.optimizer
-    match chosen:
-        case AdamW():
-            return optim.adamw(groups, beta1=chosen.beta1, beta2=chosen.beta2, epsilon=chosen.epsilon)
-        case AdamW8bit():
-            return optim.adamw_8bit(groups, beta1=chosen.beta1, beta2=chosen.beta2, epsilon=chosen.epsilon)
-        case Adafactor():
-            return optim.adafactor(groups)
-        case Muon():
-            return optim.muon(groups, momentum=chosen.momentum)
-        case Sgd():
-            return optim.sgd(groups, momentum=chosen.momentum)
+    return make(spec.optimizer.kind, groups, **settings_of(spec.optimizer))

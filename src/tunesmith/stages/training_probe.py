@@ -153,7 +153,7 @@ def _eval_seconds(
     passes_of: Callable[[ExampleTable, Sequence[int]], list[list[int]]],
     device: str,
 ) -> float:
-    """Return what the loss of a table takes, from its first pass."""
+    """Return what the loss of a table takes, from its largest pass."""
     import torch
 
     from tunesmith.train.batches import flatten
@@ -162,10 +162,11 @@ def _eval_seconds(
     batches = [
         flatten(table, group, share_prefixes=sharing, device=device) for group in passes_of(table, range(len(table)))
     ]
+    largest = max(batches, key=_size)
     begin = time.perf_counter()
     with torch.no_grad():
-        float(loss_pass.loss(batches[0], denominator=1.0))  # A number is there when its device is done.
-    return (time.perf_counter() - begin) / _size(batches[0]) * sum(map(_size, batches))
+        float(loss_pass.loss(largest, denominator=1.0))  # A number is there when its device is done.
+    return (time.perf_counter() - begin) / _size(largest) * sum(map(_size, batches))
 
 
 def _metric_seconds(spec: TrainSpec, made: Assembled, contract: Path, val: ExampleTable) -> float:

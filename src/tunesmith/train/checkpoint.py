@@ -41,6 +41,7 @@ OPTIMIZER_PREFIX = "optimizer."
 ALONE = World()
 UNSCALED = LossScale()
 
+CHECKPOINTS_KEPT = 2
 Tensors = dict[str, torch.Tensor]
 OtherWorld = Literal["refuse", "reshard"]
 """What to do with a checkpoint that another number of processes wrote."""
@@ -122,7 +123,7 @@ def save_checkpoint(
     counters: Counters,
     identity: Identity,
     world: World = ALONE,
-    keep: int = 2,
+    keep: int = CHECKPOINTS_KEPT,
     writer: CheckpointWriter | None = None,
 ) -> Path:
     """Write a checkpoint and remove all but the `keep` newest. Raises `StoreError` when the disk refuses.

@@ -22,6 +22,7 @@ import torch
 from tunesmith.memory import release_free_memory
 from tunesmith.train.batches import DataOrder, FlatBatch, divide, flatten, idle_batch, micro_batches
 from tunesmith.train.checkpoint import (
+    CHECKPOINTS_KEPT,
     CheckpointWriter,
     Counters,
     Identity,
@@ -105,6 +106,7 @@ def run_training(
     world: World = ALONE,
     other_world: OtherWorld = "refuse",
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoints_kept: int = CHECKPOINTS_KEPT,
     checkpoint_writer: CheckpointWriter | None = None,
 ) -> Result:
     """Train `parameters` of `model` in place and leave the best weights in it: lowest validation loss, else the last.
@@ -200,6 +202,7 @@ def run_training(
             counters=counters,
             identity=identity,
             world=world,
+            keep=checkpoints_kept,
             writer=checkpoint_writer,
         )
 

@@ -1,21 +1,72 @@
 """Optimizers by name, over parameter groups that say what decays and how fast it learns.
 
-What lives here: making an optimizer. What does not: its learning rate over time (`train.schedule`), clipping and
-stepping (`train.loop`), saving its state (`train.checkpoint`).
+    optimizer = make("adamw", parameter_groups(parameters, weight_decay=0.01), beta2=0.95)
+
+What lives here: the registry of kinds, and making an optimizer. What does not: its learning rate over time
+(`train.schedule`), clipping and stepping (`train.loop`), saving its state (`train.checkpoint`).
 
 The loop sets `group["lr"]` to the schedule's rate times `group["lr_scale"]` before each step.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunesmith.errors import PlanError, nearest
 from tunesmith.model.quantised import kernels
 
 Group = dict[str, Any]
+Maker = Callable[..., torch.optim.Optimizer]
+"""`maker(groups, **settings)`."""
+
+_MAKERS: dict[str, Maker] = {}
+
+
+def kind(name: str) -> Callable[[Maker], Maker]:
+    """Register the maker of a kind of optimizer."""
+
+    def register(maker: Maker) -> Maker:
+        _MAKERS[name] = maker
+        return maker
+
+    return register
+
+
+def make(name: str, groups: Sequence[Group], /, **settings: Any) -> torch.optim.Optimizer:
+    """Return an optimizer of a registered kind over parameter groups."""
+    made = _MAKERS[name](groups, **settings)
+    for group in made.param_groups:
+        group.setdefault("lr_scale", 1.0)  # What a user's own function leaves out.
+    return made
+
+
+def try_out(name: str, /, **settings: Any) -> None:
+    """Make an optimizer over a small matrix and step it. Raises `PlanError` where it cannot be made or moves none."""
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    made = make(name, [{"params": [parameter], "weight_decay": 0.0, "lr_scale": 1.0, "lr": 0.0}], **settings)
+    if not made.param_groups or "lr" not in made.param_groups[0]:
+        raise PlanError("the optimizer has no groups with a learning rate", where="train.optimizer")
+    for group in made.param_groups:
+        group["lr"] = 0.1
+    parameter.grad = torch.ones(2, 2)
+    try:
+        made.step()
+    except Exception as error:
+        raise PlanError(
+            "the optimizer does not step", where="train.optimizer", found=f"{type(error).__name__}: {error}"
+        ) from error
+    if bool((parameter == 1).all()):
+        raise PlanError(
+            "the optimizer changes nothing",
+            where="train.optimizer",
+            expected="a step along the gradient at the learning rate of its groups",
+            hint="read the rate from group['lr'] at every step: the schedule sets it",
+        )
 
 
 def parameter_groups(
@@ -36,6 +87,7 @@ def parameter_groups(
     ]
 
 
+@kind("adamw")
 def adamw(
     groups: Sequence[Group], *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
 ) -> torch.optim.Optimizer:
@@ -43,6 +95,7 @@ def adamw(
     return torch.optim.AdamW(list(groups), lr=0.0, betas=(beta1, beta2), eps=epsilon, fused=True)
 
 
+@kind("adamw_8bit")
 def adamw_8bit(
     groups: Sequence[Group], *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8
 ) -> torch.optim.Optimizer:
@@ -57,16 +110,80 @@ def adamw_8bit(
     return made
 
 
+@kind("adafactor")
 def adafactor(groups: Sequence[Group]) -> torch.optim.Optimizer:
     """Return Adafactor (Shazeer and Stern 2018): second moments of a matrix as one row and one column."""
     return torch.optim.Adafactor(list(groups), lr=0.0)
 
 
+@kind("sgd")
 def sgd(groups: Sequence[Group], *, momentum: float = 0.9) -> torch.optim.Optimizer:
     """Return stochastic gradient descent with momentum."""
     return torch.optim.SGD(list(groups), lr=0.0, momentum=momentum)
 
 
+@kind("torch")
+def from_torch(groups: Sequence[Group], *, name: str, arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Return an optimizer of `torch.optim` by the name of its class. Raises `PlanError` for what is none."""
+    known = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and key not in ("Optimizer", "LBFGS")
+    }
+    if name not in known:
+        raise PlanError(
+            f"torch.optim has no optimizer {name!r} for steps of one gradient",
+            where="train.optimizer.name",
+            found=name,
+            hint=f"nearest: {', '.join(nearest(name, known))}",
+        )
+    made: torch.optim.Optimizer = _made(
+        known[name], groups, arguments, what=f"torch.optim.{name}", defaults={"lr": 0.0}
+    )
+    return made
+
+
+@kind("file")
+def from_file(groups: Sequence[Group], *, path: str, arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """Return what the function `optimizer` of a Python file makes. Raises `PlanError` where it cannot be had."""
+    where = Path(path)
+    spec = importlib.util.spec_from_file_location(f"tunesmith_optimizer_{where.stem}", where)
+    if spec is None or spec.loader is None:
+        raise PlanError(f"{where.name} is no Python file", where=path, expected="a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        raise PlanError(f"{where.name} cannot be loaded", where=path, found=found) from error
+    function = vars(module).get("optimizer")
+    if not callable(function):
+        raise PlanError(f"{where.name} has no function optimizer", where=path, expected="def optimizer(groups)")
+    made = _made(function, groups, arguments, what=f"optimizer of {where.name}", defaults={})
+    if not isinstance(made, torch.optim.Optimizer):
+        raise PlanError(
+            f"optimizer of {where.name} returned no optimizer",
+            where=path,
+            expected="a torch.optim.Optimizer",
+            found=type(made).__name__,
+        )
+    return made
+
+
+def _made(
+    maker: Callable[..., Any], groups: Sequence[Group], arguments: Mapping[str, Any], *, what: str, defaults: Group
+) -> Any:
+    try:
+        return maker(list(groups), **defaults, **arguments)
+    except Exception as error:
+        raise PlanError(
+            f"{what} cannot be made with these arguments",
+            where="train.optimizer.arguments",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+@kind("muon")
 def muon(groups: Sequence[Group], *, momentum: float = 0.95) -> torch.optim.Optimizer:
     """Return Muon (Jordan et al. 2024) for matrices, its step scaled to AdamW's so that rates carry over.
 

@@ -6,7 +6,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import ALL_LAYERNORM_LAYERS
 from transformers.trainer_pt_utils import get_parameter_names
 
-from tunesmith.train.optim import PairedOptimizer, adafactor, adamw, adamw_8bit, muon, parameter_groups, sgd
+from tunesmith.errors import PlanError
+from tunesmith.train.optim import (
+    PairedOptimizer,
+    adafactor,
+    adamw,
+    adamw_8bit,
+    make,
+    muon,
+    parameter_groups,
+    sgd,
+    try_out,
+)
 
 
 def problem(seed=0):
@@ -106,3 +117,50 @@ def test_lora_plus_lets_the_b_matrices_learn_faster():
     groups = parameter_groups(parameters, weight_decay=0.0, lora_plus_ratio=16)
     scales = {id(part): group["lr_scale"] for group in groups for part in group["params"]}
     assert [scales[id(parameter)] for parameter in parameters.values()] == [1.0, 16, 1.0]
+
+
+def test_any_optimizer_of_torch_is_made_by_its_name():
+    mine, other = problem(), problem()
+    train(mine, make("torch", parameter_groups(mine, weight_decay=0.1), name="RAdam", arguments={"eps": 1e-6}), 6)
+    train(other, torch.optim.RAdam(parameter_groups(other, weight_decay=0.1), eps=1e-6), 6)
+    for key, parameter in mine.items():
+        assert torch.equal(parameter, other[key])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"name": "Nadam", "arguments": {}}, "nearest: NAdam"),
+        ({"name": "LBFGS", "arguments": {}}, "torch.optim has no optimizer 'LBFGS' for steps of one gradient"),
+        ({"name": "NAdam", "arguments": {"beta": 1}}, "unexpected keyword argument 'beta'"),
+        ({"name": "SparseAdam", "arguments": {}}, "cannot be made"),
+    ],
+)
+def test_what_torch_cannot_make_or_step_is_refused_before_training(settings, says):
+    with pytest.raises(PlanError) as caught:
+        try_out("torch", **settings)
+    assert says in str(caught.value)
+
+
+FILES = {
+    "raise ValueError('no')": "cannot be loaded",
+    "x = 1": "has no function optimizer",
+    "def optimizer(groups):\n    return 3": "returned no optimizer",
+    "def optimizer(groups):\n    raise KeyError('x')": "cannot be made with these arguments",
+    "import torch\ndef optimizer(groups):\n"
+    "    return torch.optim.SGD([p for g in groups for p in g['params']], lr=0.0, maximize=False)": None,
+    "import torch\ndef optimizer(groups):\n    made = torch.optim.SGD(groups, lr=0.1)\n"
+    "    made.step = lambda: None\n    return made": "changes nothing",
+}
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_file_that_makes_no_optimizer_is_refused_before_training(tmp_path, text):
+    path = tmp_path / "own.py"
+    path.write_text(text, "utf-8")
+    if FILES[text] is None:
+        try_out("file", path=str(path), arguments={})
+        return
+    with pytest.raises(PlanError) as caught:
+        try_out("file", path=str(path), arguments={})
+    assert FILES[text] in str(caught.value)
