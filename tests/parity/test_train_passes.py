@@ -402,3 +402,36 @@ def test_the_noise_of_neftune_is_that_of_transformers_for_each_document_alone():
         limit = 5.0 / (segment.length * plain.shape[-1]) ** 0.5
         largest = float(noise[segment.start : segment.stop].abs().max())
         assert 0.9 * limit < largest <= limit * (1 + 1e-5)
+
+
+LENGTH_ROPES = {
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [1.0, 2.0, 3.0, 4.0],
+    },
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", LENGTH_ROPES)
+def test_positions_that_depend_on_length_are_not_shared_with_a_longer_row(kind):
+    limit = {"max_position_embeddings": 128 if kind == "longrope" else 32}
+    model, table = adapted(LlamaConfig(**{**SHAPE, **limit}, rope_parameters=LENGTH_ROPES[kind])), examples()
+    choice = choose_pass(model, table, gradient_checkpointing=False)
+    assert choice.loss_pass.name == "document"
+    assert f"({kind}) change beyond 32 tokens, and a row has " in choice.notes[0]
+    short = [index for index in range(len(table)) if table.length(index) <= 32]
+    few = table_of(
+        Example(row_id=str(at), ids=tuple(ids.tolist()), weights=tuple(weights.tolist()))
+        for at, (ids, weights) in ((at, table.example(at)) for at in short)
+    )
+    assert choose_pass(model, few, gradient_checkpointing=False).loss_pass.name == "fused"
+    # And it matters: beside a long row, short ones would be computed with its frequencies.
+    batch = flatten(table, range(len(table)), share_prefixes=False)
+    together = FusedPass(model, gradient_checkpointing=False).loss(batch, denominator=1.0)
+    apart = choice.loss_pass.loss(batch, denominator=1.0)
+    assert abs(float(together) - float(apart)) > 5e-6 * float(apart)  # Passes that agree are within 1e-7.

@@ -3,7 +3,8 @@
     proof = with_sharing_pair(table, examples)           # and two documents under one beginning, of their tokens
     leak(loss_pass, model, proof, range(len(proof)))     # 0.0, whatever the number format
 
-What lives here: the pair, and what flows from one of its documents into the other's loss. What does not: comparing
+What lives here: the pair, what flows from one of its documents into the other's loss, and positions that depend on
+length. What does not: comparing
 losses and gradients with the reference (`train.passes`). That comparison rounds: in bfloat16 it holds gradients to 10%,
 and a short convolution, which carries two tokens of a document into the next, changes them by 1% (measured: LFM2).
 """
@@ -24,7 +25,25 @@ from tunesmith.types import Example
 if TYPE_CHECKING:
     from tunesmith.train.passes import LossPass
 
+ROPE_BY_LENGTH = ("dynamic", "longrope")
 PREFIX_TOKENS, TAIL_TOKENS = 2 * MIN_SHARED_TOKENS, MIN_SHARED_TOKENS
+
+
+def why_not_together(model: torch.nn.Module, table: ExampleTable) -> str | None:
+    """Return why rows of a table must be computed one by one, or `None`.
+
+    Rotary frequencies that depend on how long a text is are one choice for a whole pass in transformers: a short row
+    beside one beyond the original context would get the long one's, and be served with its own.
+    """
+    config: Any = model.config
+    given = getattr(config, "rope_parameters", None) or {}
+    longest = max(table.length(index) for index in range(len(table)))
+    for rope in (given, *(part for part in given.values() if isinstance(part, dict))):
+        kind = rope.get("rope_type")
+        limit = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None)
+        if kind in ROPE_BY_LENGTH and limit is not None and longest > limit:
+            return f"its rotary positions ({kind}) change beyond {limit:,} tokens, and a row has {longest:,}"
+    return None
 
 
 def with_sharing_pair(table: ExampleTable, indices: Sequence[int]) -> ExampleTable:

@@ -28,7 +28,7 @@ from tunesmith.model.layout import DocumentLayout
 from tunesmith.model.sharding import ShardedModel
 from tunesmith.train.batches import FlatBatch, flatten
 from tunesmith.train.examples import ExampleTable
-from tunesmith.train.isolation import leak, with_sharing_pair
+from tunesmith.train.isolation import leak, why_not_together, with_sharing_pair
 from tunesmith.train.loss import chunked_cross_entropy, logits_cross_entropy
 from tunesmith.train.world import World, own_part
 
@@ -330,8 +330,9 @@ def choose_pass(
         )
     )
     proven = with_sharing_pair(table, proof_examples(table))
-    notes: list[str] = []
-    for name in ("fused", "flat"):
+    alone = why_not_together(base, table)
+    notes = [] if alone is None else [f"row by row: {alone}"]
+    for name in ("fused", "flat") if alone is None else ():
         if only not in (None, name):
             continue
         if name == "fused":
