@@ -211,7 +211,7 @@ def is_tag(field: Any) -> bool:
 # ---------------------------------------------------------------------------------------------------------- the laws
 
 
-CIRCUMSTANCES = {"train.parallel"}
+CIRCUMSTANCES = {"train.checkpoints", "train.parallel"}
 """Keys that say how a stage computes and not what, each with a test that what it computes stays the same."""
 
 

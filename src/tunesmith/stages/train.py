@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
     from tunesmith.model.load import DtypeName
     from tunesmith.train.batches import DataOrder
+    from tunesmith.train.checkpoint import Identity
     from tunesmith.train.examples import ExampleTable
+    from tunesmith.train.mixing import Origins
     from tunesmith.train.passes import Choice
     from tunesmith.train.validation import Figure
     from tunesmith.train.verify import Reference
@@ -101,7 +103,7 @@ def train_process(
     """
     from tunesmith.model.load import torch_dtype
     from tunesmith.model.lora import count_adapted_layers, uncovered_experts
-    from tunesmith.train.checkpoint import CheckpointWriter, Identity
+    from tunesmith.train.checkpoint import CheckpointWriter
     from tunesmith.train.examples import read_examples
     from tunesmith.train.loop import run_training
     from tunesmith.train.memory import peak_bytes
@@ -130,13 +132,6 @@ def train_process(
         "train_begins",
         {**arithmetic, "dtype": dtype, "pass": choice.loss_pass.name, "notes": [*choice.notes, *uncovered]},
     )
-    data = rows.digest() + val.digest() + (origins.digest() if spec.mix and origins is not None else "")
-    # How many processes compute is no setting of the arithmetic: a checkpoint says for itself how many wrote it.
-    settings = {
-        **spec.model_dump(mode="json", exclude={"parallel", "checkpoints"}),
-        "dtype": dtype,
-        "pass": choice.loss_pass.name,
-    }
     world.seed_apart_(spec.seed)
     eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
     with CheckpointWriter() as writer:
@@ -160,7 +155,7 @@ def train_process(
             best_by=spec.best_by,
             loss_scale=LossScale.of(torch_dtype(dtype)),
             work=ctx.work,
-            identity=Identity(data=sha256_hex(data), settings=sha256_hex(json.dumps(settings, sort_keys=True))),
+            identity=_identity(spec, rows, val, origins, dtype=dtype, loss_pass=choice.loss_pass.name),
             log=ctx.log,
             report=ctx.progress,
             checkpoint_writer=writer,
@@ -207,6 +202,18 @@ def train_process(
         "peak_memory_bytes": max(memory, peak_bytes(ctx.device)),
         "verified": verified,
     }
+
+
+def _identity(
+    spec: TrainSpec, rows: ExampleTable, val: ExampleTable, origins: Origins | None, *, dtype: str, loss_pass: str
+) -> Identity:
+    """Return what a checkpoint must have been made with to be continued."""
+    from tunesmith.train.checkpoint import Identity
+
+    data = rows.digest() + val.digest() + (origins.digest() if spec.mix and origins is not None else "")
+    # How many processes compute is no setting of the arithmetic: a checkpoint says for itself how many wrote it.
+    settings = spec.model_dump(mode="json", exclude={"parallel", "checkpoints"}) | {"dtype": dtype, "pass": loss_pass}
+    return Identity(data=sha256_hex(data), settings=sha256_hex(json.dumps(settings, sort_keys=True)))
 
 
 def _rates(spec: TrainSpec, total_steps: int) -> Callable[[int], float]:
