@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tunesmith.train.examples import ExampleTable
     from tunesmith.train.mixing import Origins
     from tunesmith.train.passes import Choice
+    from tunesmith.train.scaling import LossScale
     from tunesmith.train.validation import Figure
     from tunesmith.train.verify import Reference
     from tunesmith.train.world import World
@@ -101,13 +102,11 @@ def train_process(
 
     `base`, `examples` and `contract` are the folders of the artefacts.
     """
-    from tunesmith.model.load import torch_dtype
     from tunesmith.model.lora import count_adapted_layers, uncovered_experts
     from tunesmith.train.checkpoint import CheckpointWriter
     from tunesmith.train.examples import read_examples
     from tunesmith.train.loop import run_training
     from tunesmith.train.memory import peak_bytes
-    from tunesmith.train.scaling import LossScale
     from tunesmith.train.verify import live_logits, read_back, rounding_warning, verify_trained
     from tunesmith.train.world import World
 
@@ -128,10 +127,8 @@ def train_process(
     origins = read_mix_origins(examples, spec.mix)
     plan = order_of(spec, rows, origins)
     arithmetic = {**_arithmetic(rows, val, plan), "mix": mix_account(plan, rows, origins)}
-    ctx.log(
-        "train_begins",
-        {**arithmetic, "dtype": dtype, "pass": choice.loss_pass.name, "notes": [*choice.notes, *uncovered]},
-    )
+    notes = [*choice.notes, *uncovered]
+    ctx.log("train_begins", {**arithmetic, "dtype": dtype, "pass": choice.loss_pass.name, "notes": notes})
     world.seed_apart_(spec.seed)
     eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
     with CheckpointWriter() as writer:
@@ -153,7 +150,7 @@ def train_process(
             task_metric=_task_metric(spec, made, contract, val, eval_every, world),
             patience=spec.early_stopping_patience,
             best_by=spec.best_by,
-            loss_scale=LossScale.of(torch_dtype(dtype)),
+            loss_scale=_loss_scale(dtype),
             work=ctx.work,
             identity=_identity(spec, rows, val, origins, dtype=dtype, loss_pass=choice.loss_pass.name),
             log=ctx.log,
@@ -171,7 +168,8 @@ def train_process(
     whole = with_whole_weights(made, world, lambda: assembled("cpu"))
     if whole is None:
         return {}
-    _save(whole, ctx.out / "adapter")
+    folder = ctx.out / "adapter"
+    _save(whole, folder)
     facts = {
         **pass_summary(choice),
         "trainable_parameters": sum(parameter.numel() for parameter in whole.parameters.values()),
@@ -182,17 +180,12 @@ def train_process(
     del made, whole, choice  # The check reads the model once more; what was trained need not lie beside it.
     gc.collect()
     release_free_memory()
-    folder = ctx.out / "adapter"
     saved = read_back(folder, base_dir=base / "model", dtype=dtype, device=device, table=proof_table)
     verified = verify_trained(folder, saved, live=live, trained_loss=trained_loss, reference=reference, dtype=dtype)
+    curve = write_curves(ctx.work / "metrics.jsonl", ctx.out)
     return {
         **arithmetic,
-        **outcome(
-            spec,
-            result,
-            write_curves(ctx.work / "metrics.jsonl", ctx.out),
-            [*uncovered, *rounding_warning(verified, dtype)],
-        ),
+        **outcome(spec, result, curve, [*uncovered, *rounding_warning(verified, dtype)]),
         **facts,
         "dtype": dtype,
         "dtype_measured": speeds,
@@ -202,6 +195,13 @@ def train_process(
         "peak_memory_bytes": max(memory, peak_bytes(ctx.device)),
         "verified": verified,
     }
+
+
+def _loss_scale(dtype: DtypeName) -> LossScale:
+    from tunesmith.model.load import torch_dtype
+    from tunesmith.train.scaling import LossScale
+
+    return LossScale.of(torch_dtype(dtype))
 
 
 def _identity(
