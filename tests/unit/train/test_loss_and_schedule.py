@@ -31,6 +31,41 @@ def test_a_frozen_head_costs_no_gradient():
     assert hidden.grad is not None
 
 
+def exact(hidden, head, labels):
+    """Losses and their gradient by the hidden states, in float64 over the same rounded inputs."""
+    wide = hidden.detach().double().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(wide @ head.double().T, labels, reduction="none")
+    return losses.detach(), torch.autograd.grad(losses.sum(), wide)[0]
+
+
+def test_large_logits_in_bfloat16_keep_the_loss_and_its_gradient_precise():
+    torch.manual_seed(0)
+    head = torch.randn(400, 64).bfloat16()
+    labels = torch.arange(40) * 7
+    hidden = (0.05 * head[labels].float() * torch.linspace(2, 8, 40)[:, None] + 0.6 * torch.randn(40, 64)).bfloat16()
+    hidden += head.float().mean(0).bfloat16() * 3
+    hidden.requires_grad_()
+    losses, gradient = exact(hidden, head, labels)
+    assert float((hidden.float() @ head.float().T).max()) > 16
+    ours = chunked_cross_entropy(hidden, head, labels, torch.ones(40), denominator=1.0)
+    rounded = torch.nn.functional.cross_entropy((hidden @ head.T).float(), labels, reduction="sum")
+    error, plain_error = (abs(float(found) - float(losses.sum())) for found in (ours, rounded))
+    assert error < 1e-3 * float(losses.sum())
+    assert error < plain_error / 1.5
+    (mine,), (plain,) = torch.autograd.grad(ours, hidden), torch.autograd.grad(rounded, hidden)
+    assert float((mine.double() - gradient).norm()) < 0.6 * float((plain.double() - gradient).norm())
+
+
+def test_a_head_that_changed_is_read_again():
+    torch.manual_seed(0)
+    head, hidden, labels = torch.randn(30, 16).bfloat16(), torch.randn(5, 16).bfloat16(), torch.arange(5)
+    before = chunked_cross_entropy(hidden, head, labels, torch.ones(5), denominator=1.0)
+    head.mul_(0.5)
+    after = chunked_cross_entropy(hidden, head, labels, torch.ones(5), denominator=1.0)
+    assert float(before) != float(after)
+    assert float(after) == pytest.approx(float(exact(hidden, head, labels)[0].sum()), rel=2e-3)
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 0.25])
 def test_schedules_are_those_of_transformers(name, warmup_ratio):
