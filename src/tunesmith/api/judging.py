@@ -180,7 +180,7 @@ def judge_answers(
         judged = judge_pairs(
             _pairs(answers[baseline], answers[candidate], most=most), asking.choose, rater=judge.model, workers=workers
         )
-        require_few_failures(judged.num_failed, judged.num_asked)
+        require_few_failures(judged.failures, judged.num_asked)
         corrected = None
         if people is not None:
             comparison = pair_answers(answers[baseline], answers[candidate])
@@ -269,7 +269,7 @@ def _rubric(
     with ThreadPoolExecutor(max_workers=workers) as pool:
         found = list(pool.map(lambda item: asking.rate(answers[item].prompt, answers[item].text), chosen))
     scores = {item: score for item, score in zip(chosen, found, strict=True) if not isinstance(score, JudgeFailure)}
-    require_few_failures(len(found) - len(scores), len(found))
+    require_few_failures([score for score in found if isinstance(score, JudgeFailure)], len(found))
     return scores
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,11 +90,21 @@ def register(app: typer.Typer) -> None:
             print_judging(console, found)
 
 
+def _short_names(sources: Sequence[str]) -> dict[str, str]:
+    """Return source -> its name without the folder that all lie in."""
+    folders = [os.path.dirname(source) for source in sources]
+    if len({os.path.isabs(folder) for folder in folders}) > 1 or not all(folders):
+        return {source: source for source in sources}
+    shared = os.path.commonpath(folders)
+    return {source: os.path.relpath(source, shared) if shared else source for source in sources}
+
+
 def print_judging(console: Console, found: Judging) -> None:
     """Print win rates with the judge's biases, strengths and rubric means."""
+    short = _short_names([name for pair in found.pairs for name in (pair.baseline, pair.candidate)])
     for pair in found.pairs:
         report = pair.report
-        console.rule(f"{pair.candidate} against {pair.baseline}", characters="-")
+        console.rule(f"{short[pair.candidate]} against {short[pair.baseline]}", characters="-")
         length_controlled = report.length_controlled
         lines = [
             ("preferred (ties half)", shown_range(report.win_rate)),
@@ -111,9 +122,9 @@ def print_judging(console: Console, found: Judging) -> None:
         console.rule("Bradley-Terry", characters="-")
         for one in found.ratings:
             bounds = f"{one.strength:+.2f} ({one.low:+.2f} to {one.high:+.2f})"
-            console.print(f"{one.rank}. {one.model:31} {bounds}, Elo {one.elo:.0f}", highlight=False)
+            console.print(f"{one.rank}. {short[one.model]:31} {bounds}, Elo {one.elo:.0f}", highlight=False)
     for system, scores in found.rubric.items():
-        console.rule(f"rubric, {system}", characters="-")
+        console.rule(f"rubric, {short[system]}", characters="-")
         for name, mean in scores.items():
             console.print(f"{name:34} {shown_range(mean)}", highlight=False)
     for name, agreed in found.agreement.items():

@@ -3,7 +3,7 @@
     with httpx.Client(timeout=60) as client:
         judge = ChatJudge(client=client, url="http://127.0.0.1:8000/v1", model="judge")
         judged = judge_pairs(pairs, judge.choose, rater="judge")
-    require_few_failures(judged.num_failed, judged.num_asked)
+    require_few_failures(judged.failures, judged.num_asked)
     preference(judged.votes)
 
 What lives here: asking an OpenAI-compatible endpoint, reading its verdict, counting what failed, correcting a judge by
@@ -20,6 +20,7 @@ from __future__ import annotations
 import enum
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -132,17 +133,28 @@ def judge_pairs(pairs: Sequence[Pair], ask: Ask, *, rater: str, workers: int = 1
     )
 
 
-def require_few_failures(num_failed: int, num_asked: int, *, most: float = MAX_FAILED_SHARE) -> None:
+DOES = {
+    FailureKind.UNREACHABLE: "check the URL and that the server runs; nothing that was answered is asked again",
+    FailureKind.TRUNCATED: "raise the judge's token limit",
+    FailureKind.REFUSED: "use a judge that judges such answers",
+    FailureKind.NO_VERDICT: "turn on structured output (--structure json_schema), or use another judge",
+}
+
+
+def require_few_failures(failures: Sequence[JudgeFailure], num_asked: int, *, most: float = MAX_FAILED_SHARE) -> None:
     """Raise `GateError` where more than the share `most` of the requests failed: what is left is a biased sample."""
     if num_asked == 0:
         raise GateError("the judge was asked nothing")
-    share = num_failed / num_asked
+    share = len(failures) / num_asked
     if share > most:
+        kinds = Counter(failure.kind for failure in failures).most_common()
+        example = next(failure.detail for failure in failures if failure.kind is kinds[0][0])
+        named = ", ".join(f"{count} {kind.value}" for kind, count in kinds)
         raise GateError(
             "the judge failed too often for its verdicts to be believed",
             expected=f"at most {most:.1%} of {num_asked} requests",
-            found=f"{num_failed} failed ({share:.1%})",
-            hint="read the failures' kinds: raise the token limit, turn on structured output, or use another judge",
+            found=f"{len(failures)} failed ({share:.1%}): {named}; such as {example!r}",
+            hint="; ".join(DOES[kind] for kind, _ in kinds),
         )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunesmith.errors import DataError
 from tunesmith.evals.agreement import Scale, Weights, cohen_kappa, krippendorff_alpha, with_interval
@@ -131,7 +131,17 @@ def rubric_means(
     """
     if not scores:
         raise DataError("there are no rubric scores")
-    return {item.name: estimate([score[item.name] for score in scores], clusters=clusters) for item in rubric}
+    return {
+        item.name: _on_scale([score[item.name] for score in scores], sorted(item.anchors), clusters) for item in rubric
+    }
+
+
+def _on_scale(scores: Sequence[int], scale: Sequence[int], clusters: Sequence[str] | None) -> Estimate:
+    """Estimate on the scale as 0 to 1, and return it on the scale: 1 of 5 is the lowest, no success of a trial."""
+    low, width = scale[0], scale[-1] - scale[0]
+    found = estimate([(score - low) / width for score in scores], clusters=clusters)
+    intervals = {level: (low + width * a, low + width * b) for level, (a, b) in found.intervals.items()}
+    return replace(found, value=low + width * found.value, intervals=intervals)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,11 +137,12 @@ def test_failures_are_counted_apart_and_too_many_close_the_gate():
     assert (judged.num_failed, len(judged.votes)) == (3, 9)
     assert {failure.item for failure in judged.failures} == {"q0", "q2", "q4"}
     assert preference(judged.votes).win_rate.value == 1
-    with pytest.raises(GateError, match="3 failed"):
-        require_few_failures(judged.num_failed, judged.num_asked)
-    require_few_failures(2, 100)
+    with pytest.raises(GateError, match=r"3 failed \(25.0%\): 3 no_verdict; such as ") as caught:
+        require_few_failures(judged.failures, judged.num_asked)
+    assert "turn on structured output" in str(caught.value)
+    require_few_failures(judged.failures[:2], 100)
     with pytest.raises(GateError, match="nothing"):
-        require_few_failures(0, 0)
+        require_few_failures([], 0)
 
 
 def test_equal_answers_are_a_tie_and_the_judge_is_not_asked():

@@ -124,6 +124,11 @@ def test_means_and_agreement_with_people():
     kind = {item: {name: min(5, score + 1) for name, score in scores.items()} for item, scores in people.items()}
     means = rubric_means(list(people.values()), rubric=DEFAULT_RUBRIC)
     assert means["helpful"].low < 3 < means["helpful"].high or abs(means["helpful"].value - 3) < 0.6
+    worst = rubric_means([{"helpful": 1}] * 20, rubric=DEFAULT_RUBRIC[:1])["helpful"]
+    best = rubric_means([{"helpful": 5}] * 20, rubric=DEFAULT_RUBRIC[:1])["helpful"]
+    assert (worst.value, worst.low, best.value, best.high) == (1, 1, 5, 5)
+    assert 1.3 < worst.high < 2
+    assert worst.high - 1 == pytest.approx(5 - best.low)
     same = agreement_with_people(people, people, rubric=DEFAULT_RUBRIC[:1])["helpful"]
     assert (same.weighted_kappa.value, same.exact, same.mean_difference) == (1, 1, 0)
     off = agreement_with_people(kind, people, rubric=DEFAULT_RUBRIC[:1])["helpful"]
