@@ -91,6 +91,22 @@ def test_keys_and_values_that_mean_nothing_are_refused(spec):
         ContractSpec.model_validate(spec)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "meant"),
+    [
+        ("template_mach - base >= 0.1", "template_match"),
+        ("schema_adherance >= 0.97 with 95% confidence", "schema_adherence"),
+        ("schema_adherence >= 0.97", None),
+        ("bfcl.tool_call_match >= 0.1", None),
+        ("pass_at_7 >= 0.1", None),
+        ("tone_of_our_own >= 0.5", None),
+    ],
+)
+def test_a_misspelt_metric_is_told_before_anything_is_trained(criterion, meant):
+    told = check(ContractSpec.model_validate({"criteria": [criterion]}), {})
+    assert [f"did you mean {meant!r}?" in warning for warning in told] == ([] if meant is None else [True])
+
+
 def test_a_contract_without_criteria_warns():
     assert any("criteria" in warning for warning in check(ContractSpec.model_validate({}), {}))
 

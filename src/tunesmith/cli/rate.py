@@ -68,4 +68,6 @@ def ask_scores(console: Console, answer: Answer) -> dict[str, int] | None:
                 return None
             if key.isdigit() and int(key) in criterion.anchors:
                 scores[criterion.name] = int(key)
+            else:
+                console.print(f"  one of {', '.join(map(str, sorted(criterion.anchors)))}, or q", highlight=False)
     return scores

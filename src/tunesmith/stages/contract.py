@@ -10,6 +10,7 @@ contract:
 from __future__ import annotations
 
 import datetime
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,9 @@ from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Inputs, Summary, role, stage
 from tunesmith.errors import ContractError, PlanError, RecipeError
 from tunesmith.types import JSON
+
+NEAR = 0.85
+"""Similarity from which an unknown metric is taken for a misspelt one."""
 
 
 class FromRows(Spec):
@@ -191,8 +195,11 @@ def check(spec: ContractSpec, inputs: Mapping[str, Artifact | None]) -> list[str
     from tunesmith.evals.gates import parse_criterion
     from tunesmith.serve.guardrails import read_policy
 
-    for text in spec.criteria:
-        parse_criterion(text)
+    misspelt = [
+        f"contract.criteria names {metric!r}, which no stage measures under that name; did you mean {close!r}?"
+        for metric in (parse_criterion(text).metric for text in spec.criteria)
+        if (close := _near_metric(metric)) is not None
+    ]
     read_policy(spec.guardrails)
     for name in ("input_schema", "output_schema"):
         schema = _read_schema(getattr(spec, name), key=name)
@@ -203,10 +210,21 @@ def check(spec: ContractSpec, inputs: Mapping[str, Artifact | None]) -> list[str
     base = inputs.get("base")
     if base is not None:
         _choose_template(spec, base.path / "model")
-    warnings = []
+    warnings = misspelt
     if not spec.criteria:
         warnings.append("contract.criteria is empty: no bundle of this recipe can be refused, or trusted, by a gate")
     return warnings
+
+
+def _near_metric(name: str) -> str | None:
+    """Return the metric that a name all but spells, or `None` where it is one, or none is near: a stage may know it."""
+    from tunesmith.evals.results import SLICE_METRICS
+    from tunesmith.evals.tasks import TASK_METRICS
+
+    known = {*TASK_METRICS, *SLICE_METRICS, "json_parse", "field_accuracy", "general_loss"}
+    if name in known or "." in name or name.startswith("pass_at_"):  # A dot: a metric of one set of tasks, or a field.
+        return None
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=NEAR)), None)
 
 
 @stage(name="contract", version=2, produces="contract", check=check)
