@@ -13,6 +13,9 @@ from dataclasses import dataclass
 Fit = Callable[[re.Match[str]], "tuple[int, int] | None"]
 """A match -> where the value is, or `None` where it is none after all."""
 
+_PLACEHOLDER = re.compile(r"<?[A-Z][A-Z_]*_\d{1,9}>")
+"""What `data.redact` writes; its beginning may be cut off where a window begins."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pattern:
@@ -54,6 +57,10 @@ def before(match: re.Match[str], regex: re.Pattern[str], num_chars: int) -> bool
 
 
 def left_of(match: re.Match[str], num_chars: int) -> str:
-    """Return the characters before the value, a name like `card_number` as words."""
+    """Return the characters before the value, a name like `card_number` as words, and placeholders as blanks.
+
+    `<NATIONAL_ID_1>` says what stood there and nothing about the number behind it.
+    """
     start = whole(match)[0]
-    return match.string[max(0, start - num_chars) : start].replace("_", " ")
+    left = match.string[max(0, start - num_chars) : start]
+    return _PLACEHOLDER.sub(lambda found: " " * len(found.group()), left).replace("_", " ")

@@ -25,6 +25,8 @@ from tunesmith.types import Message, Row, ToolCall
 MAX_SAMPLE_CHARS = 48
 _GROUPED = {"PHONE", "IBAN", "CARD", "BANK_ACCOUNT", "NATIONAL_ID", "MAC_ADDRESS"}
 """Types whose values people group as they like: the same letters and digits are the same value."""
+MAX_PASSES = 5
+"""Searches of a row; two are enough but where replaced values stood in a chain."""
 _PLACEHOLDER = re.compile(r"<([A-Z][A-Z_]*)_(\d{1,9})>")
 _AFTER_KEY = re.compile(r"[\"']\s*:\s*$")
 _BEFORE_NEXT = re.compile(r"\s*[,}\]]")
@@ -47,11 +49,17 @@ class Redacted:
 def redact_row(row: Row, *, kinds: frozenset[str] | None = None, find_spans: Find = find) -> Redacted:
     """Replace personal data in all turns, calls and the rejected answer of a row.
 
-    `kinds` limits the types that are replaced; `None` replaces all that are found.
+    `kinds` limits the types that are replaced; `None` replaces all that are found. What was replaced may have hidden a
+    neighbour (a card number right behind another number), so texts are searched until nothing more is found.
     """
-    names = _Names(kinds, find_spans, (*row.conversation.messages, *row.rejected))
-    messages = tuple(names.message(message) for message in row.conversation.messages)
-    rejected = tuple(names.message(message) for message in row.rejected)
+    messages, rejected = row.conversation.messages, row.rejected
+    names = _Names(kinds, find_spans, (*messages, *rejected))
+    for _ in range(MAX_PASSES):
+        before = names.counts.total()
+        messages = tuple(names.message(message) for message in messages)
+        rejected = tuple(names.message(message) for message in rejected)
+        if names.counts.total() == before:
+            break
     if not names.counts:
         return Redacted(row=row, counts={}, samples=())
     changed = replace(row, conversation=replace(row.conversation, messages=messages), rejected=rejected)

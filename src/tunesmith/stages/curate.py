@@ -35,7 +35,7 @@ class CurateInputs(Inputs):
     base: Artifact | None = role("base", table="fetch", optional=True)
 
 
-@stage(name="curate", version=7, produces="rows", check=check_curate)
+@stage(name="curate", version=8, produces="rows", check=check_curate)
 def curate(inputs: CurateInputs, spec: CurateSpec, ctx: Context) -> Summary:
     """Keep, change, flag or drop each row, and say why."""
     from tunesmith.data.coverage import measure_coverage

@@ -5,7 +5,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tunesmith.data import checksums
@@ -314,6 +314,8 @@ def test_json_answers_stay_json():
         st.sampled_from([canary.sentence for canary in canaries(seed=3, per_kind=4)] + CLEAN), min_size=1, max_size=6
     )
 )
+@example(["password: LqCgoZS1k!57", "5233 5337 0573 2822", "Visa 3598-2679-4233-7939"])
+@example(["313-15-7301", "bond CUSIP 037833100, ISIN US0378331005, SEDOL 2046251, LEI 5493001KJTIIGC8Y1R12"])
 def test_redacting_twice_changes_nothing_more(parts):
     once = redact_row(conversation(" ".join(parts), parts[0])).row
     again = redact_row(once)
