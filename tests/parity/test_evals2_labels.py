@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from real_rows import rows_of
 
 from tunesmith.evals.scorers import macro_f1, squad_exact, squad_f1
 from tunesmith.evals.text import Denominator, perplexity
-
-DATA = Path(__file__).parents[2] / "../shared/data"
-
-
-def rows_of(name, number):
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()[:number]]
 
 
 @pytest.mark.parametrize("unreadable", [0, 7])

@@ -14,20 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from real_rows import rows_of
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tunesmith.evals.text import Denominator, multiple_choice, perplexity
 from tunesmith.model.likelihood import log_likelihood
 
-DATA = Path(__file__).parents[2] / "../shared/data"
 GOLDEN = Path(__file__).parent / "golden" / "lm_eval_multiple_choice.json"
-
-
-def rows_of(name, number):
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()[:number]]
 
 
 def small_model():

@@ -5,11 +5,9 @@ Scores are those of simple baselines on real rows: token overlap of summaries, a
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from real_rows import rows_of
 from scipy import stats as scipy_stats
 
 from tunesmith.evals.agreement import Scale, Weights, cohen_kappa, fleiss_kappa, krippendorff_alpha
@@ -18,15 +16,6 @@ from tunesmith.evals.compare import mcnemar_exact
 from tunesmith.evals.rating import Match, bradley_terry
 from tunesmith.evals.scorers import squad_f1
 from tunesmith.evals.stats import bootstrap_mean, cluster_variance, holm, wilson
-
-DATA = Path(__file__).parents[2] / "../shared/data"
-
-
-def rows_of(name, number):
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()[:number]]
 
 
 def summaries(number=180):

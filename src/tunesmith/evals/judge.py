@@ -55,6 +55,15 @@ class FailureKind(enum.StrEnum):
     """The reply is not one of the allowed verdicts."""
 
 
+REMEDIES = {
+    FailureKind.UNREACHABLE: "check the URL and that the server runs; nothing that was answered is asked again",
+    FailureKind.TRUNCATED: "raise the judge's token limit",
+    FailureKind.REFUSED: "use a judge that judges such answers",
+    FailureKind.NO_VERDICT: "turn on structured output (--structure json_schema), or use another judge",
+}
+"""What to do about each kind, in words for the user."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeFailure:
     """A request without a verdict."""
@@ -133,14 +142,6 @@ def judge_pairs(pairs: Sequence[Pair], ask: Ask, *, rater: str, workers: int = 1
     )
 
 
-DOES = {
-    FailureKind.UNREACHABLE: "check the URL and that the server runs; nothing that was answered is asked again",
-    FailureKind.TRUNCATED: "raise the judge's token limit",
-    FailureKind.REFUSED: "use a judge that judges such answers",
-    FailureKind.NO_VERDICT: "turn on structured output (--structure json_schema), or use another judge",
-}
-
-
 def require_few_failures(failures: Sequence[JudgeFailure], num_asked: int, *, most: float = MAX_FAILED_SHARE) -> None:
     """Raise `GateError` where more than the share `most` of the requests failed: what is left is a biased sample."""
     if num_asked == 0:
@@ -154,7 +155,7 @@ def require_few_failures(failures: Sequence[JudgeFailure], num_asked: int, *, mo
             "the judge failed too often for its verdicts to be believed",
             expected=f"at most {most:.1%} of {num_asked} requests",
             found=f"{len(failures)} failed ({share:.1%}): {named}; such as {example!r}",
-            hint="; ".join(DOES[kind] for kind, _ in kinds),
+            hint="; ".join(REMEDIES[kind] for kind, _ in kinds),
         )
 
 

@@ -80,9 +80,7 @@ def attention_backward_(
         )
         return
     if flash_attention.can_compute(qkv, heads, window=window, softcap=softcap):
-        flash_attention.backward_(
-            grad_out, qkv, out, kept, layout, heads, scale=scale, window=window, grad=grad
-        )  # fmt: skip
+        flash_attention.backward_(grad_out, qkv, out, kept, layout, heads, scale=scale, window=window, grad=grad)
         return
     grad.copy_(
         torch_attention.backward(grad_out, qkv, kept, layout, heads, scale=scale, window=window, softcap=softcap)

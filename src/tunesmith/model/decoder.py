@@ -30,6 +30,7 @@ from tunesmith.model import compiled_attention
 from tunesmith.model.decoder_cache import MASKED, Block, Cache, Prefix
 from tunesmith.model.decoder_weights import Layer, Projection, core_of, layer_of, unsupported
 from tunesmith.model.kernels import add_norm_, attend_rows, attend_step_, glu_, rotate_
+from tunesmith.model.norms import normalized
 
 
 class Decoder:
@@ -162,9 +163,7 @@ class Decoder:
         if layer.q_norm is not None and layer.k_norm is not None:
             for norm, part in ((layer.q_norm, heads[:, : self._num_queries]),
                                (layer.k_norm, heads[:, self._num_queries : num_turned])):  # fmt: skip
-                wide = part.float()
-                normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._eps)
-                torch.mul(normal.to(heads.dtype), norm, out=part)
+                torch.mul(normalized(part, self._eps)[0], norm, out=part)
         rotate_(heads, num_turned, *turn, backward=False)
         return heads
 

@@ -133,11 +133,13 @@ class Cache:
         """Keep these rows only, in this order; those that stay where they are are not copied."""
         moved = [place for place, row in enumerate(rows) if row != place]
         sources = [rows[place] for place in moved]
-        for parts in (self.keys, self.values, [self.start_B], [self.bias_BT]):
-            for index, part in enumerate(parts):
-                part[moved] = part[sources]
-                parts[index] = part[: len(rows)]
-        self.start_B, self.bias_BT = self.start_B[: len(rows)], self.bias_BT[: len(rows)]
+
+        def kept(part: torch.Tensor) -> torch.Tensor:
+            part[moved] = part[sources]
+            return part[: len(rows)]
+
+        self.keys, self.values = [kept(part) for part in self.keys], [kept(part) for part in self.values]
+        self.start_B, self.bias_BT = kept(self.start_B), kept(self.bias_BT)
         self.rows = len(rows)
 
     def make_room_(self) -> None:

@@ -32,17 +32,16 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 def uncovered_experts(model: torch.nn.Module) -> list[str]:
     """Return a warning where experts lie in stacked tensors, which are no linear layers and carry no adapter."""
-    names = [
-        name
+    sizes = {
+        name: parameter.numel()
         for name, parameter in model.named_parameters()
         if parameter.ndim == 3 and "expert" in name and not parameter.requires_grad
-    ]
-    if not names:
+    }
+    if not sizes:
         return []
-    count = sum(parameter.numel() for name, parameter in model.named_parameters() if name in set(names))
     return [
-        f"the experts carry no adapter: {len(names)} stacked tensors of {count:,} weights, such as {names[0]}, stay as "
-        "they are, and only the linear layers around them learn"
+        f"the experts carry no adapter: {len(sizes)} stacked tensors of {sum(sizes.values()):,} weights, such as "
+        f"{next(iter(sizes))}, stay as they are, and only the linear layers around them learn"
     ]
 
 

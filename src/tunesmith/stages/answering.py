@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16", "float16"]
 Constrain = Literal["no", "schema"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+BATCH_TOKENS = 32_768
+"""Default of the stages' `batch_tokens`, that of `model.generate`, which is not imported before a stage runs."""
 RESULTS_FORMAT = 1
 """Version of the shapes that docs/evaluation.md describes."""
 

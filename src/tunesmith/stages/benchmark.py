@@ -24,6 +24,7 @@ from tunesmith.core.spec import ContentPath, Spec
 from tunesmith.core.stage import Context, Summary, stage
 from tunesmith.errors import DataError, PlanError
 from tunesmith.stages.answering import (
+    BATCH_TOKENS,
     AnsweringInputs,
     DtypeChoice,
     System,
@@ -89,7 +90,7 @@ class BenchmarkSpec(Spec):
     """The task files."""
     dtype: DtypeChoice = "auto"
     """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
-    batch_tokens: int = Field(32_768, gt=0)
+    batch_tokens: int = Field(BATCH_TOKENS, gt=0)
     """Bound on rows x tokens of one batch: lower it where memory is tight."""
     samples: int = Field(24, ge=0)
     """How many answers to show side by side in `samples.json`."""

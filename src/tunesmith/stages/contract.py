@@ -218,10 +218,10 @@ def check(spec: ContractSpec, inputs: Mapping[str, Artifact | None]) -> list[str
 
 def _near_metric(name: str) -> str | None:
     """Return the metric that a name all but spells, or `None` where it is one, or none is near: a stage may know it."""
-    from tunesmith.evals.results import SLICE_METRICS
+    from tunesmith.evals.run import METRICS
     from tunesmith.evals.tasks import TASK_METRICS
 
-    known = {*TASK_METRICS, *SLICE_METRICS, "json_parse", "field_accuracy", "general_loss"}
+    known = {*METRICS, *TASK_METRICS}
     if name in known or "." in name or name.startswith("pass_at_"):  # A dot: a metric of one set of tasks, or a field.
         return None
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=NEAR)), None)

@@ -17,6 +17,7 @@ from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Summary, stage
 from tunesmith.errors import ContractError, DataError
 from tunesmith.stages.answering import (
+    BATCH_TOKENS,
     AnsweringInputs,
     Constrain,
     DtypeChoice,
@@ -51,7 +52,7 @@ class EvaluateSpec(Spec):
     """Further ways to score: shell commands by parts, SQL by execution, overlap of words (ROUGE, chrF, BLEU), tools."""
     dtype: DtypeChoice = "auto"
     """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
-    batch_tokens: int = Field(32_768, gt=0)
+    batch_tokens: int = Field(BATCH_TOKENS, gt=0)
     """Bound on rows x tokens of one batch: lower it where memory is tight."""
     constrain: Constrain = "no"
     """`schema` lets only tokens come that keep an answer inside the output schema; answers are checked all the same."""

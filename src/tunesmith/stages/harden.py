@@ -19,6 +19,7 @@ from tunesmith.core.stage import Context, Summary, stage
 from tunesmith.errors import DataError, PlanError
 from tunesmith.evals.wrappers import Wrapper
 from tunesmith.stages.answering import (
+    BATCH_TOKENS,
     AnsweringInputs,
     DtypeChoice,
     System,
@@ -85,7 +86,7 @@ class HardenSpec(Spec):
     """Whether to measure the loss on bundled passages of general text, which shows what fine-tuning cost."""
     dtype: DtypeChoice = "auto"
     """Number format of the model; `auto` takes the fastest that the machine has instructions for."""
-    batch_tokens: int = Field(32_768, gt=0)
+    batch_tokens: int = Field(BATCH_TOKENS, gt=0)
     """Bound on rows x tokens of one batch: lower it where memory is tight."""
     samples: int = Field(24, ge=0)
     """How many answers to show side by side in `samples.json`."""

@@ -92,13 +92,7 @@ def assemble(
         sharded = shard_(base_of(model), mesh, compute_dtype=torch_dtype(dtype) if masters_are_slices else None)
         parameters = lora.adapter_parameters(model)
     groups = optim.parameter_groups(parameters, weight_decay=spec.weight_decay, lora_plus_ratio=ratio)
-    optimizer = _optimizer(spec, groups)
+    optimizer = optim.make(spec.optimizer.kind, groups, **settings_of(spec.optimizer))
     return Assembled(
         model=model, parameters=parameters, optimizer=optimizer, publish=publish, save=save, sharded=sharded
     )
-
-
-def _optimizer(spec: TrainSpec, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
-    from tunesmith.train.optim import make
-
-    return make(spec.optimizer.kind, groups, **settings_of(spec.optimizer))

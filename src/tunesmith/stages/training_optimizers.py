@@ -98,7 +98,7 @@ OptimizerSpec = Annotated[
 ]
 
 
-def check_optimizer(spec: Any) -> None:
+def check_optimizer(spec: OptimizerSpec) -> None:
     """Raise `PlanError` where an optimizer of torch or of a file cannot be made."""
     if isinstance(spec, TorchOptimizer | FileOptimizer):
         from tunesmith.train.optim import try_out
@@ -106,6 +106,6 @@ def check_optimizer(spec: Any) -> None:
         try_out(spec.kind, **settings_of(spec))
 
 
-def settings_of(spec: Any) -> dict[str, Any]:
+def settings_of(spec: OptimizerSpec) -> dict[str, Any]:
     """Return what the maker of this kind is called with."""
-    return {name: value for name, value in spec.model_dump().items() if name != "kind"}
+    return spec.model_dump(exclude={"kind"})

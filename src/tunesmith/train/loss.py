@@ -35,7 +35,7 @@ class _Head:
     """The output embedding [V, E] in the form in which its product with hidden states is most precise."""
 
     _last: tuple[weakref.ref[torch.Tensor], int, torch.Tensor] | None = None
-    """The head that was widened last, its version then, and what it became."""
+    """The head that was widened last, its version then, and what it became, which goes with it."""
 
     def __init__(self, head: torch.Tensor) -> None:
         self.plain = head
@@ -51,8 +51,13 @@ class _Head:
         wide = head.new_zeros(head.shape[0], head.shape[1] + EXTRA_COLUMNS)
         wide[:, : head.shape[1]] = head
         wide[:, head.shape[1]] = 1
-        cls._last = (weakref.ref(head), head._version, wide)
+        cls._last = (weakref.ref(head, cls._forget), head._version, wide)
         return wide
+
+    @classmethod
+    def _forget(cls, gone: weakref.ref[torch.Tensor]) -> None:
+        if cls._last is not None and cls._last[0] is gone:
+            cls._last = None
 
     def logits(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return logits [T, V] of hidden states [T, E], up to a constant for each row."""
@@ -78,10 +83,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if needs_head else None
-        product_with_head = _Head(head)
+        precise = _Head(head)
         for begin in range(0, len(labels), CHUNK_ROWS):
             part = slice(begin, begin + CHUNK_ROWS)
-            logits = product_with_head.logits(hidden[part], labels[part])
+            logits = precise.logits(hidden[part], labels[part])
             total += torch.dot(cross_entropy_(logits, labels[part], coefficients[part]), coefficients[part])
             if not (needs_hidden or needs_head):
                 continue

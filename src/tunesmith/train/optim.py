@@ -10,7 +10,6 @@ The loop sets `group["lr"]` to the schedule's rate times `group["lr_scale"]` bef
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from tunesmith.errors import PlanError, nearest
 from tunesmith.model.quantised import kernels
+from tunesmith.user_code import load_function
 
 Group = dict[str, Any]
 Maker = Callable[..., torch.optim.Optimizer]
@@ -147,18 +147,7 @@ def from_torch(groups: Sequence[Group], *, name: str, arguments: Mapping[str, An
 def from_file(groups: Sequence[Group], *, path: str, arguments: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Return what the function `optimizer` of a Python file makes. Raises `PlanError` where it cannot be had."""
     where = Path(path)
-    spec = importlib.util.spec_from_file_location(f"tunesmith_optimizer_{where.stem}", where)
-    if spec is None or spec.loader is None:
-        raise PlanError(f"{where.name} is no Python file", where=path, expected="a file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        found = f"{type(error).__name__}: {error}"
-        raise PlanError(f"{where.name} cannot be loaded", where=path, found=found) from error
-    function = vars(module).get("optimizer")
-    if not callable(function):
-        raise PlanError(f"{where.name} has no function optimizer", where=path, expected="def optimizer(groups)")
+    function = load_function(where, "optimizer", parameters="groups", error=PlanError)
     made = _made(function, groups, arguments, what=f"optimizer of {where.name}", defaults={})
     if not isinstance(made, torch.optim.Optimizer):
         raise PlanError(

@@ -66,6 +66,14 @@ def test_a_head_that_changed_is_read_again():
     assert float(after) == pytest.approx(float(exact(hidden, head, labels)[0].sum()), rel=2e-3)
 
 
+def test_a_head_that_is_gone_leaves_no_copy_behind():
+    head, hidden = torch.randn(30, 16).bfloat16(), torch.randn(5, 16).bfloat16()
+    chunked_cross_entropy(hidden, head, torch.arange(5), torch.ones(5), denominator=1.0)
+    assert loss_module._Head._last is not None
+    del head
+    assert loss_module._Head._last is None
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.1, 0.25])
 def test_schedules_are_those_of_transformers(name, warmup_ratio):

@@ -1,0 +1,6 @@
+"""Makes the module beside it importable: `real_rows`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
