@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -230,6 +232,60 @@ def test_a_run_that_loses_a_process_continues_by_itself_and_ends_with_the_same_b
     assert summary["resumed_from_step"] in (3, MIDDLE)
     assert adapter_bytes(tmp_path) == adapter_bytes(runs / "lora-sharded-2")
     assert metrics(tmp_path, "loss", "val_loss") == metrics(runs / "lora-sharded-2", "loss", "val_loss")
+
+
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_two_machines_end_with_the_bytes_of_two_processes_of_one(runs, tmp_path, kind):
+    """The other machine is a process that runs `tunesmith join`; it loses its part of the run once."""
+    for part in ("base", "contract", "examples"):
+        shutil.copytree(runs / part, tmp_path / part)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    joining = [sys.executable, "-m", "tunesmith", "join", address]
+    other = subprocess.Popen(joining, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    joined = []
+
+    def kill_once(name, fields):
+        if name == "processes_joined":
+            joined.append(fields["pids"])
+        if name == "train_step" and fields["step"] == MIDDLE and len(joined) == 1:
+            os.kill(joined[0][1], signal.SIGKILL)
+
+    machines = {"count": 2, "address": address}
+    spec = {**LORA, "parallel": {"kind": kind, "processes": 2, "machines": machines}}
+    summary = train_in(tmp_path, spec, log=kill_once)
+    said = other.communicate(timeout=60)[0]
+    assert (summary["restarts"], summary["processes"]) == (1, 2)
+    assert adapter_bytes(tmp_path) == adapter_bytes(runs / f"lora-{kind}-2")
+    assert said.splitlines() == [
+        f"waiting for a training at {address}",
+        "joined a training of 2 machines with 1 processes each",
+        "started ranks 1",
+        "rank 1 was ended by SIGKILL: waiting to start again",
+        "started ranks 1",
+        "took part in 1 training to the end",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("machines", "said"),
+    [
+        ({"count": 3, "address": "10.0.0.1:29500"}, "cannot share the processes equally"),
+        ({"count": 2, "address": "10.0.0.1"}, "this is no address"),
+    ],
+)
+def test_machines_that_cannot_share_a_run_are_refused_before_it(machines, said):
+    parallel = {"kind": "sharded", "processes": 4, "machines": machines}
+    with pytest.raises(PlanError, match=said):
+        check_parallel(TrainSpec.model_validate({**LORA, "parallel": parallel}))
+
+
+def test_machines_of_our_own_are_not_for_a_cluster_of_ray(runs, tmp_path):
+    for part in ("base", "contract", "examples"):
+        shutil.copytree(runs / part, tmp_path / part)
+    parallel = {"kind": "sharded", "processes": 2, "machines": {"count": 2, "address": "127.0.0.1:29500"}}
+    with pytest.raises(PlanError, match="engine: ray places the processes"):
+        train_in(tmp_path, {**LORA, "parallel": parallel}, engine=EngineChoice(kind="ray"))
 
 
 @pytest.mark.parametrize(

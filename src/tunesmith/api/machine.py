@@ -15,6 +15,8 @@ from tunesmith.errors import PlanError
 from tunesmith.types import LOCAL_ENGINE, EngineChoice
 
 DEVICES = ("auto", "cpu", "cuda")
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""What `torchrun` tells each process."""
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -27,8 +29,15 @@ def this_machine(
 ) -> Machine:
     """Return the device and worker count to run with. `auto` is `cuda` where torch and the driver both have it.
 
-    Raises `PlanError` for an unknown device, and for `cuda` where there is none.
+    Raises `PlanError` for an unknown device, for `cuda` where there is none, and under `torchrun`.
     """
+    if LAUNCHED in os.environ:
+        raise PlanError(
+            "this command starts its processes itself, and torchrun started it several times",
+            where=f"{LAUNCHED} in the environment",
+            expected="one `tunesmith run`, with train.parallel in the recipe",
+            hint="for several machines: train.parallel.machines, and `tunesmith join` on each of the others",
+        )
     if device not in DEVICES:
         raise PlanError("unknown device", expected=f"one of {', '.join(DEVICES)}", found=device)
     missing = None if device == "cpu" else _why_no_cuda()

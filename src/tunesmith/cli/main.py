@@ -28,6 +28,7 @@ VERBS = (
     "import_config",
     "plan",
     "run",
+    "join",
     "show",
     "diff",
     "explain",

@@ -2,9 +2,11 @@
 
     train:
       parallel: {kind: sharded, processes: 4}
+      parallel: {kind: sharded, processes: 16, machines: {count: 2, address: "10.0.0.1:29500"}}
 
 What lives here: `train.parallel` and the way from a stage to its processes and back. What does not: what one process
-does (`stages.train.train_process`, started by `stages.training_rank`), watching processes (`train.launch`).
+does (`stages.train.train_process`, started by `stages.training_rank`), watching processes (`train.launch`), the other
+machines (`stages.training_machines`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from tunesmith.core.spec import Spec
 from tunesmith.core.stage import Context, Estimate, Summary
-from tunesmith.errors import PlanError
+from tunesmith.errors import PlanError, TrainingError
 from tunesmith.types import JSON
 
 if TYPE_CHECKING:
@@ -38,11 +39,23 @@ FOLDER = "processes"
 REQUEST, RESULT = "request.json", "result.json"
 
 
+class Machines(Spec):
+    """The machines of a run without Ray: this one, and those on which `tunesmith join ADDRESS` runs."""
+
+    count: int = Field(ge=2)
+    """How many machines share the processes, equally."""
+    address: str
+    """HOST:PORT of the machine that runs `tunesmith run`, at which the others find it. Whoever reaches it can run code
+    in the run: use a network of your own."""
+
+
 class _Processes(Spec):
     """Where a run's processes stand, and what they do with the checkpoint of others."""
 
     processes: int = Field(ge=1)
     """How many processes compute each step together; on GPUs, one for each."""
+    machines: Machines | None = None
+    """Several machines without Ray, which share one store. Under `engine: ray` the cluster places the processes."""
     other_world: Literal["refuse", "reshard"] = "refuse"
     """A checkpoint that another number of processes wrote is refused, or divided anew. The loss stays the same to
     rounding; bit for bit the run is then another."""
@@ -90,12 +103,32 @@ def check_parallel(spec: TrainSpec) -> list[str]:
             where="train.task_metric",
             hint="leave the key out, or set train.parallel.kind to replicated",
         )
+    if parallel.machines is not None:
+        _check_machines(parallel.processes, parallel.machines)
     if parallel.processes > spec.batch_size:
         return [
             f"{parallel.processes} processes share steps of {spec.batch_size} rows: "
             f"{parallel.processes - spec.batch_size} of them have nothing to do"
         ]
     return []
+
+
+def _check_machines(processes: int, machines: Machines) -> None:
+    from tunesmith.train.meeting import split_address
+
+    if processes % machines.count:
+        raise PlanError(
+            "the machines cannot share the processes equally",
+            where="train.parallel.processes",
+            expected=f"a multiple of {machines.count}, the number of machines",
+            found=str(processes),
+        )
+    try:
+        split_address(machines.address)
+    except TrainingError as error:
+        raise PlanError(
+            error.what, where="train.parallel.machines.address", expected=error.expected, found=machines.address
+        ) from error
 
 
 def in_processes(alone: Estimate, parallel: Replicated | Sharded | None) -> Estimate:
@@ -107,7 +140,8 @@ def in_processes(alone: Estimate, parallel: Replicated | Sharded | None) -> Esti
     if parallel is None:
         return alone
     time = "" if alone.seconds is None else f" {alone.seconds:,.0f} s"
-    world = f"{parallel.processes} processes, weights {parallel.kind}, memory of each"
+    on = "" if parallel.machines is None else f" on {parallel.machines.count} machines"
+    world = f"{parallel.processes} processes{on}, weights {parallel.kind}, memory of each"
     return Estimate(
         seconds=None,
         memory_bytes=alone.memory_bytes if isinstance(parallel, Replicated) else None,
@@ -152,6 +186,13 @@ def train_in_processes(spec: TrainSpec, *, base: Path, examples: Path, contract:
     from tunesmith.train.messages import Mailbox
 
     assert spec.parallel is not None
+    num_machines = 1 if spec.parallel.machines is None else spec.parallel.machines.count
+    if ctx.engine.kind == "ray" and num_machines > 1:
+        raise PlanError(
+            "engine: ray places the processes on its cluster's machines itself",
+            where="train.parallel.machines",
+            hint="leave the key out, or set engine to local",
+        )
     folder = ctx.work / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -164,31 +205,43 @@ def train_in_processes(spec: TrainSpec, *, base: Path, examples: Path, contract:
         "work": str(ctx.work),
         "device": ctx.device,
         "workers": ctx.workers,
-        "threads": max(1, (os.cpu_count() or 1) // spec.parallel.processes),
+        "threads": max(1, (os.cpu_count() or 1) * num_machines // spec.parallel.processes),
     }
     path = folder / REQUEST
     path.write_text(json.dumps(request), "utf-8")
     mailbox = Mailbox(folder, log=ctx.log, progress=ctx.progress)
-    start = _on_ray if ctx.engine.kind == "ray" else _on_this_machine
-    restarts = start(path, spec.parallel.processes, mailbox, ctx)
+    start = _on_ray if ctx.engine.kind == "ray" else _from_this_machine
+    restarts = start(path, spec.parallel, mailbox, ctx)
     summary: dict[str, JSON] = json.loads((folder / RESULT).read_text("utf-8"))
     return {**summary, "processes": spec.parallel.processes, "weights": spec.parallel.kind, "restarts": restarts}
 
 
-def _on_this_machine(request: Path, processes: int, mailbox: Mailbox, ctx: Context) -> int:
+def _from_this_machine(request: Path, parallel: Replicated | Sharded, mailbox: Mailbox, ctx: Context) -> int:
     """Start the processes under torch's elastic agent; return how often they were started again."""
+    from tunesmith.stages.training_machines import code_of_training, command_of
     from tunesmith.train.launch import launch
 
-    command = [sys.executable, "-m", "tunesmith.stages.training_rank", str(request)]
-    return launch(command, processes=processes, folder=request.parent, mailbox=mailbox, log=ctx.log)
+    machines = parallel.machines
+    return launch(
+        command_of(request),
+        processes=parallel.processes,
+        folder=request.parent,
+        mailbox=mailbox,
+        log=ctx.log,
+        machines=1 if machines is None else machines.count,
+        address=None if machines is None else machines.address,
+        request=str(request),
+        code=() if machines is None else code_of_training(),
+    )
 
 
-def _on_ray(request: Path, processes: int, mailbox: Mailbox, ctx: Context) -> int:
+def _on_ray(request: Path, parallel: Replicated | Sharded, mailbox: Mailbox, ctx: Context) -> int:
     """Start the processes as workers of Ray Train; return how often they were started again."""
     from tunesmith.cluster import cluster, is_loopback
     from tunesmith.stages.training_rank import take_part_on_ray
     from tunesmith.train.ray_launch import launch_on_ray
 
+    processes = parallel.processes
     with cluster(ctx.engine, num_workers=processes) as num_workers:
         if num_workers < processes:
             raise PlanError(

@@ -2,7 +2,7 @@
 
     with joined(Place.from_environment(), layout="sharded", device="cpu") as (world, device): ...
 
-What lives here: the names that `torchrun`, torch's elastic agent and Ray give a process, and the group made of them.
+What lives here: the names that torch's elastic agent, ours and Ray give a process, and the group made of them.
 What does not: starting processes (`train.launch`), the sums themselves (`train.world`).
 """
 
@@ -18,9 +18,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from tunesmith.errors import TrainingError
+from tunesmith.train.meeting import interface_towards
 from tunesmith.train.world import Layout, World
 
-LOOPBACK = "127.0.0.1"
+ATTEMPT = "TUNESMITH_ATTEMPT"
+"""torch's agents count their own restarts each, which differ between machines: this one all are told."""
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +41,12 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> Place:
-        """Read the variables that `torchrun` sets."""
+        """Read the variables that an agent sets."""
         return cls(
             rank=int(os.environ["RANK"]),
             size=int(os.environ["WORLD_SIZE"]),
             local_rank=int(os.environ["LOCAL_RANK"]),
-            attempt=int(os.environ["TORCHELASTIC_RESTART_COUNT"]),
+            attempt=int(os.environ[ATTEMPT]),
             store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])),
         )
 
@@ -73,10 +76,12 @@ def joined(place: Place, *, layout: Layout, device: str) -> Iterator[tuple[World
 
 
 def _make_group(place: Place, host: str, port: int, *, device: str) -> None:
-    if host == LOOPBACK and os.path.exists("/sys/class/net/lo"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo asks the network for this machine's name
-    # The agent keeps one store over restarts: without a prefix of its own a second attempt would read the keys of the
-    # first, and wait for processes that are gone.
+    interface = interface_towards(host)
+    if interface is not None:  # else gloo asks the network for this machine's name, and NCCL takes what it likes
+        for name in _INTERFACES:
+            os.environ.setdefault(name, interface)
+    # The launcher keeps one store over restarts: without a prefix of its own a second attempt would read the keys of
+    # the first, and wait for processes that are gone.
     store = TCPStore(host, port, is_master=False)
     dist.init_process_group(
         "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",

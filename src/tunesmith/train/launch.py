@@ -1,12 +1,14 @@
-"""Start the processes of a run on this machine, watch them, and start them again where one was lost.
+"""Start the processes of a run, watch them, and start them again where one was lost.
 
     launch([sys.executable, "-m", "tunesmith.stages.training_rank", str(request)], processes=4, folder=work, ...)
 
-What lives here: torch's elastic agent (what `torchrun` runs) inside this process, the decision what is worth another
-try, and the words of a process that failed. What does not: what the processes do (`stages.training_rank`).
+What lives here: the machine that begins a run, the decision what is worth another try, and the words of a process that
+failed. What does not: watching one machine's processes (`train.agents`), the other machines (`train.follow`), what the
+processes do (`stages.training_rank`).
 
     this process:  agent ── starts ──> rank 0 .. rank n-1, each with RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
                    agent <── messages.jsonl (events and progress of rank 0), failure-<attempt>-<rank>.json
+                   agent <── reports of other machines' agents, in the store where they met
 
 A process that dies by a signal (killed, out of memory, lost with its machine) is worth another try: all start again and
 continue from the newest checkpoint. One that raised is not, unless the run had made steps since it began: the same
@@ -15,29 +17,32 @@ error would come again. What a user can act on (`TunesmithError`) is never tried
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import signal
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.elastic.rendezvous.registry as rendezvous
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch._C._distributed_c10d import Store
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerState
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
 
 from tunesmith.errors import TrainingError
+from tunesmith.train.agents import MONITOR_SECONDS, MachineAgent, ends_of, run_agent
+from tunesmith.train.meeting import Invitation, Meeting, opened
 from tunesmith.train.messages import Failure, Mailbox, first_failure
 from tunesmith.types import Log
 
 MAX_RESTARTS = 3
 """As torchrun's users mostly set it: a machine that loses processes more often needs a person."""
 
-MONITOR_SECONDS = 0.1
+PATIENCE_SECONDS = 1_800.0
+"""How long a run waits for its machines to come, or to come again."""
+
+REPORT_SECONDS = 10.0
+"""How long an error here waits for the other machines: it may be the echo of a process that was lost there."""
+
 TRACEBACK_LINES = 12
 """Lines of a failed process's traceback that its error shows."""
 
@@ -50,83 +55,127 @@ def launch(
     mailbox: Mailbox,
     log: Log,
     max_restarts: int = MAX_RESTARTS,
+    machines: int = 1,
+    address: str | None = None,
+    request: str = "",
+    code: Sequence[str] = (),
+    patience: float = PATIENCE_SECONDS,
 ) -> int:
     """Run `command` in `processes` processes until all have ended well; return how often they were started again.
 
     `folder` takes their logs and errors, `mailbox` is emptied while they run. Each process finds its place in the
-    environment, as under `torchrun`. Raises the error of the process that failed, as its own class where it was a
-    `TunesmithError`, else as `TrainingError`.
+    environment, as under `torchrun`. With several `machines` each runs an equal share of the processes: the others call
+    `train.follow.follow` with `address`, `HOST:PORT` of this machine, and read `request` and `code` there.
+    Raises the error of the process that failed, as its own class where it was a `TunesmithError`, else as
+    `TrainingError`.
     """
-    parameters = RendezvousParameters(
-        backend="c10d",
-        endpoint="127.0.0.1:0",
-        run_id=uuid.uuid4().hex,
-        min_nodes=1,
-        max_nodes=1,
-        local_addr="127.0.0.1",
+    invitation = Invitation(
+        run=uuid.uuid4().hex, machines=machines, processes=processes // machines, request=request, code=tuple(code)
     )
-    spec = WorkerSpec(
-        role="rank",
-        local_world_size=processes,
-        entrypoint=command[0],
-        args=tuple(command[1:]),
-        rdzv_handler=rendezvous.get_rendezvous_handler(parameters),
-        max_restarts=max_restarts,
-        monitor_interval=MONITOR_SECONDS,
-        local_addr="127.0.0.1",
-    )
-    agent = _Agent(spec, folder=folder, mailbox=mailbox, log=log)
-    with _own_signal_handlers(), _quiet_agent():
+    with opened(invitation, address=address) as meeting:
+        agent = _Agent(
+            command,
+            meeting=meeting,
+            folder=folder,
+            mailbox=mailbox,
+            log=log,
+            max_restarts=max_restarts,
+            patience=patience,
+        )
         try:
-            result = agent.run()
-        except SignalException as error:
-            if error.sigval is signal.SIGINT:
-                raise KeyboardInterrupt from error
-            raise
+            run_agent(agent)
+        except RendezvousTimeoutError as error:
+            raise _missing_machines(meeting, patience) from error
         finally:
-            spec.rdzv_handler.shutdown()
+            agent.end()
             mailbox.empty()
-    if result.is_failed():
-        raise lost_too_often(agent.reason, attempts=agent.restarts + 1, folder=folder)
-    return agent.restarts
+    return agent.attempt
 
 
-class _Agent(LocalElasticAgent):
-    """torchrun's agent, which also empties the mailbox, and which gives up where another try is worth nothing."""
+def _missing_machines(meeting: Meeting, patience: float) -> TrainingError:
+    count = meeting.invitation.machines
+    return TrainingError(
+        "the other machines of the run did not come",
+        where="train.parallel.machines",
+        expected=f"{count} machines at {meeting.host}:{meeting.port} within {patience / 60:,.0f} minutes",
+        hint=f"run `tunesmith join {meeting.host}:{meeting.port}` on each of the other {count - 1}",
+    )
 
-    def __init__(self, spec: WorkerSpec, *, folder: Path, mailbox: Mailbox, log: Log) -> None:
-        logs = DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=Std.ALL)
-        super().__init__(spec, logs_specs=logs)
+
+class _Agent(MachineAgent):
+    """The agent of the machine that began: it empties the mailbox, and gives up where another try is worth nothing."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        meeting: Meeting,
+        folder: Path,
+        mailbox: Mailbox,
+        log: Log,
+        max_restarts: int,
+        patience: float,
+    ) -> None:
+        super().__init__(command, meeting=meeting, folder=folder, patience=patience)
         self.folder = folder
         self.mailbox = mailbox
         self.log = log
-        self.restarts = 0
-        self.reason = ""
-        """Why processes were lost, the last time."""
+        self.max_restarts = max_restarts
+        self._judged = -1
+        """The last attempt whose end was judged."""
+
+    def end(self) -> None:
+        """Turn away machines that would still join."""
+        self.get_worker_group().spec.rdzv_handler.shutdown()
+
+    def agree(self, store: Store, group_rank: int) -> int:
+        """Begin the next attempt, and tell the other machines."""
+        self.attempt += 1
+        self.tell(store, group_rank)
+        return group_rank
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        invitation = self.meeting.invitation
+        if invitation.machines > 1:
+            text = f"{invitation.machines} machines meet at {self.meeting.host}:{self.meeting.port}"
+            self.log("say", {"text": text})
+        super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        self.restarts = worker_group.spec.max_restarts - self._remaining_restarts
         self.mailbox.steps = 0
         started: dict[int, Any] = super()._start_workers(worker_group)
-        self.log("processes_started", {"attempt": self.restarts, "pids": list(started.values())})
+        self.log("processes_started", {"attempt": self.attempt, "pids": list(started.values())})
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self.mailbox.empty()
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state is WorkerState.FAILED:
-            self.mailbox.empty()
             self._judge(result.failures)
         return result
 
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        if self._judged < self.attempt:  # The processes here are well: another machine wants to begin again.
+            self._judge({})
+        super()._restart_workers(worker_group)
+
     def _judge(self, failures: Mapping[int, ProcessFailure]) -> None:
-        """Log what was lost; raise where the same would happen again."""
-        # The agent itself sends SIGTERM to those that a lost process left behind.
-        own = {rank: failure for rank, failure in failures.items() if failure.exitcode != -signal.SIGTERM} or failures
-        self.reason = ", ".join(_words_of(rank, failure) for rank, failure in sorted(own.items()))
-        lost = any(failure.exitcode < 0 for failure in own.values())
-        judge(self.folder, attempt=self.restarts, steps=self.mailbox.steps, lost=lost, reason=self.reason)
-        self.log("processes_lost", {"attempt": self.restarts, "reason": self.reason, "steps": self.mailbox.steps})
+        """Log what was lost; raise where the same would happen again, or where it happened too often."""
+        self.mailbox.empty()
+        self._judged = self.attempt
+        lost, reason = ends_of(failures)
+        deadline = time.monotonic() + (0 if lost or self.mailbox.steps else REPORT_SECONDS)
+        reports = self.reports()
+        while not any(there for there, _ in reports) and len(reports) < self.num_others and time.monotonic() < deadline:
+            time.sleep(MONITOR_SECONDS)
+            reports = self.reports()
+        lost = lost or any(there for there, _ in reports) or not (failures or reports)
+        reason = ", ".join(filter(None, [reason, *(words for _, words in reports)])) or "a machine was lost"
+        judge(self.folder, attempt=self.attempt, steps=self.mailbox.steps, lost=lost, reason=reason)
+        if self.attempt >= self.max_restarts:
+            raise lost_too_often(reason, attempts=self.attempt + 1, folder=self.folder)
+        self.log("processes_lost", {"attempt": self.attempt, "reason": reason, "steps": self.mailbox.steps})
+        self.log("say", {"text": f"{reason}: all processes start again from the newest checkpoint"})
 
 
 def judge(folder: Path, *, attempt: int, steps: int, lost: bool, reason: str) -> None:
@@ -152,12 +201,6 @@ def _last_lines(failure: Failure | None) -> list[str]:
     return [] if failure is None else failure.traceback.strip().splitlines()[-TRACEBACK_LINES:]
 
 
-def _words_of(rank: int, failure: ProcessFailure) -> str:
-    if failure.exitcode < 0:
-        return f"rank {rank} was ended by {failure.signal_name()}"
-    return f"rank {rank} ended with status {failure.exitcode}"
-
-
 def lost_too_often(reason: str, *, attempts: int, folder: Path) -> TrainingError:
     """Return the error of a run whose last attempt failed for `reason`, with what its processes said."""
     lines = _last_lines(first_failure(folder, attempt=attempts - 1))
@@ -167,28 +210,3 @@ def lost_too_often(reason: str, *, attempts: int, folder: Path) -> TrainingError
         found="\n".join([reason, *lines]),
         hint="a process ended by SIGKILL is often out of memory; the next run continues from the newest checkpoint",
     )
-
-
-@contextlib.contextmanager
-def _own_signal_handlers() -> Iterator[None]:
-    """Restore the signal handlers that the agent replaces."""
-    names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {name: signal.getsignal(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            if signal.getsignal(name) != handler:
-                signal.signal(name, handler)
-
-
-@contextlib.contextmanager
-def _quiet_agent() -> Iterator[None]:
-    """Keep the agent's own lines out of the terminal: what matters of them are events of the run."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

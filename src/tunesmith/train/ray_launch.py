@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.train.launch import MAX_RESTARTS, MONITOR_SECONDS, judge, lost_too_often
+from tunesmith.train.agents import MONITOR_SECONDS
+from tunesmith.train.launch import MAX_RESTARTS, judge, lost_too_often
 from tunesmith.train.messages import Mailbox, left_failure
 from tunesmith.types import JSON, Log
 
@@ -52,6 +53,7 @@ def launch_on_ray(
         lost, reason = _words_of(error, folder, attempt=attempt)
         judge(folder, attempt=attempt, steps=mailbox.steps, lost=lost, reason=reason)
         log("processes_lost", {"attempt": attempt, "reason": reason, "steps": mailbox.steps})
+        log("say", {"text": f"{reason}: all processes start again from the newest checkpoint"})
     raise lost_too_often(reason, attempts=max_restarts + 1, folder=folder)
 
 

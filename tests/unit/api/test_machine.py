@@ -111,3 +111,9 @@ def test_peak_memory_sees_what_was_let_go():
     del block
     (name,) = before
     assert memory.figures()[name] - before[name] > 100 << 20 or name == "process_peak_rss_bytes"
+
+
+def test_a_command_under_torchrun_is_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(PlanError, match="starts its processes itself"):
+        this_machine("cpu")

@@ -1,26 +1,18 @@
 """Starting processes, watching them, and the words of those that fail. The processes here train nothing."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent))
+from started import FAIL, PREAMBLE, alive, events, wait_until
+
 from tunesmith.errors import MissingExtra, StoreError, TrainingError
 from tunesmith.train.launch import launch
 from tunesmith.train.messages import Mailbox, first_failure, write_failure
-
-PREAMBLE = """
-import os, signal, sys, time
-from pathlib import Path
-from tunesmith.errors import TrainingError
-from tunesmith.stages.training_rank import end_with_parent
-from tunesmith.train.messages import Voice, write_failure
-folder, rank, attempt = Path(sys.argv[1]), int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-"""
 
 
 @pytest.fixture
@@ -46,10 +38,6 @@ def run(tmp_path, said):
         )
 
     return start
-
-
-def events(said, name):
-    return [fields for event, fields in said if event == name]
 
 
 def test_every_process_is_told_its_place_and_the_first_one_is_heard(run, said, tmp_path):
@@ -81,16 +69,6 @@ def test_processes_that_are_lost_again_and_again_end_the_run(run, said):
         run("if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)")
     assert "rank 1 was ended by SIGKILL" in str(error.value)
     assert len(events(said, "processes_started")) == 3
-
-
-FAIL = """
-try:
-    if rank == {rank}: raise {error}
-    time.sleep(60)
-except BaseException as error:
-    write_failure(folder, error, attempt=attempt, rank=rank)
-    raise
-"""
 
 
 def test_what_a_user_can_act_on_arrives_as_it_was_and_is_never_tried_again(run, said):
@@ -163,20 +141,3 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path, end):
     if end is signal.SIGINT:
         assert said.strip().splitlines()[-1] == "KeyboardInterrupt"
     wait_until(lambda: not any(alive(pid) for pid in pids))
-
-
-def alive(pid):
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(holds, *, seconds=120):
-    for _ in range(seconds * 10):
-        if holds():
-            return
-        time.sleep(0.1)
-    raise AssertionError(
-        f"it did not come true in {seconds} s, with OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}"
-    )
