@@ -189,7 +189,10 @@ def test_a_learning_rate_that_explodes_stops_the_run_with_the_reason(run_stage, 
     assert "learning_rate" in str(error.value)
 
 
-def test_a_run_that_diverges_in_its_first_steps_stops_and_leaves_no_artefact(run_stage, tmp_path):
+@pytest.mark.parametrize(
+    ("validated", "said"), [(True, "the validation loss diverges"), (False, "step 7: the loss diverges")]
+)
+def test_a_run_that_diverges_in_its_first_steps_stops_and_leaves_no_artefact(run_stage, tmp_path, validated, said):
     """At a rate of 10 a base that knows its rows has forgotten them before any training loss could be called usual."""
     world = training_inputs(tmp_path / "world")
     shutil.copyfile(world["examples"].path / "train.parquet", world["examples"].path / "val.parquet")
@@ -203,7 +206,9 @@ def test_a_run_that_diverges_in_its_first_steps_stops_and_leaves_no_artefact(run
     knowing = run_stage("train", world, taught, tmp_path / "taught").path / "adapter"
     shutil.rmtree(world["base"].path / "model")
     shutil.copytree(knowing, world["base"].path / "model")
-    with pytest.raises(TrainingError, match="the validation loss diverges"):
+    if not validated:
+        write_examples(world["examples"].path / "val.parquet", [])
+    with pytest.raises(TrainingError, match=said):
         run_stage("train", world, {**SPEC, "learning_rate": 10.0}, tmp_path / "run")
     assert not list((tmp_path / "run" / ".tunesmith" / "store").glob("adapter/*"))
 

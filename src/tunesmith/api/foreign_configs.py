@@ -103,6 +103,10 @@ def _flag(value: JSON) -> JSON:
     return bool(value)
 
 
+def _not(value: JSON) -> JSON:
+    return not value
+
+
 LOGGING = Always(why="every step and validation is logged, in metrics.jsonl and events.jsonl")
 STORE = Always(why="results live in the store, under their fingerprint")
 CHECKPOINTS = Always(why="checkpoints are written by time and at each validation, and are complete")
@@ -226,6 +230,8 @@ LLAMA_FACTORY = Tool(
         "flash_attn": Always(why="attention over documents is the engine's own"),
         "enable_liger_kernel": Always(why="the engine's own fused kernels are used where they are proven equal"),
         "use_unsloth": Lost(why="the engine is its own"),
+        "disable_gradient_checkpointing": Moves(to="train.gradient_checkpointing", convert=_not),
+        "use_reentrant_gc": Always(why="checkpointing is never reentrant"),
         "upcast_layernorm": Always(why="norms are computed in float32"),
         "early_stopping_steps": Moves(to="train.early_stopping_patience", convert=_above_zero),
         "use_muon": Read(),
@@ -239,6 +245,7 @@ LLAMA_FACTORY = Tool(
         "lr_scheduler_type": "linear",
         "warmup_ratio": 0.0,
         "lora_rank": 8,
+        "disable_gradient_checkpointing": False,
         "cutoff_len": 2048,
         "seed": 42,
     },
@@ -296,6 +303,7 @@ TRL = Tool(
         "lora_alpha": 32,
         "lora_dropout": 0.05,
         "max_length": 1024,
+        "gradient_checkpointing": True,
         "use_bnb_nested_quant": False,
         "seed": 42,
     },

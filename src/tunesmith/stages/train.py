@@ -131,7 +131,7 @@ def train_process(
     ctx.log("train_begins", {**arithmetic, "dtype": dtype, "pass": choice.loss_pass.name, "notes": notes})
     world.seed_apart_(spec.seed)
     eval_every = max(1, round(plan.steps_per_epoch / spec.evals_per_epoch))
-    with CheckpointWriter() as writer:
+    with CheckpointWriter(world) as writer:
         result = run_training(
             made.model,
             made.parameters,

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import DeviceMesh
 
 from tunesmith.errors import StoreError, TrainingError
 from tunesmith.train import shards
@@ -88,9 +89,12 @@ class CheckpointWriter:
     """Writes checkpoints in a thread of its own while training goes on, one at a time. Use it as a context manager.
 
     An error of the thread is raised by the next `start` or `wait`; leaving the context waits for what is being written.
+    Every process of a world makes one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: World = ALONE) -> None:
+        self.mesh = shards.mesh_for_writing() if world.layout == "sharded" else None
+        """Where copies of slices live until they are written."""
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tunesmith-checkpoint")
         self._pending: Future[None] | None = None
 
@@ -129,9 +133,8 @@ def save_checkpoint(
     """Write a checkpoint and remove all but the `keep` newest. Raises `StoreError` when the disk refuses.
 
     `best` holds this process's part of each parameter. With a `writer` everything is copied before this returns, and
-    written after; slices of a sharded model are written at once, because every process takes part.
+    written after.
     """
-    later = writer if world.layout != "sharded" else None
     final = folder / f"checkpoint-{counters.step:08d}"
     partial = folder / f".partial-{counters.step:08d}"
     slots, plain = _optimizer_state(optimizer, parameters)
@@ -144,16 +147,18 @@ def save_checkpoint(
         "optimizer_tensors": sorted(slots),
         "random": random,
     }
-    files = _copies(parameters, best, slots) if world.layout != "sharded" and world.leads else {}
+    sharded = world.layout == "sharded"
+    mesh = None if writer is None else writer.mesh
+    slices = _slices(parameters, best, slots, mesh) if sharded else {}
+    files = _copies(parameters, best, slots) if not sharded and world.leads else {}
 
     def write() -> None:
         try:
             if world.leads:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-            if world.layout == "sharded":
-                world.wait()
-                _write_sharded(partial, parameters, best, slots)
+            if sharded:
+                shards.write_shards(partial, slices, mesh)
             for name, tensors in files.items():
                 save_file(tensors, partial / name)
             if world.leads:
@@ -167,8 +172,8 @@ def save_checkpoint(
                 hint="free disk space",
             ) from error
 
-    if later is not None:
-        later.start(write)
+    if writer is not None:
+        writer.start(write)
     else:
         write()
         world.wait()
@@ -190,16 +195,17 @@ def _copies(
     return {WEIGHTS: weights, OPTIMIZER: {key: copy(value) for key, value in slots.items()}}
 
 
-def _write_sharded(
-    folder: Path,
+def _slices(
     parameters: Mapping[str, torch.nn.Parameter],
     best: Mapping[str, torch.Tensor],
     slots: Mapping[str, torch.Tensor],
-) -> None:
+    mesh: DeviceMesh | None,
+) -> Tensors:
+    """Return everything of a sharded checkpoint by name, as copies on `mesh` where there is one."""
     tensors = {name: parameter.detach() for name, parameter in parameters.items()}
     tensors |= {BEST_PREFIX + name: shards.sliced_as(parameters[name], own) for name, own in best.items()}
     tensors |= {OPTIMIZER_PREFIX + key: value.detach() for key, value in slots.items()}
-    shards.write_shards(folder, tensors)
+    return tensors if mesh is None else {name: shards.copy_on(mesh, tensor) for name, tensor in tensors.items()}
 
 
 def _commit(partial: Path, final: Path, *, keep: int) -> None:

@@ -63,7 +63,10 @@ def check_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> None:
 
 
 def check_divergence(step: int, *, early: Sequence[float], recent: Sequence[float]) -> None:
-    """Raise `TrainingError` when the loss has run away from where the run began."""
+    """Raise `TrainingError` when the loss has run away from where the run began.
+
+    `early` are the losses of the first steps or, in a run without validation rows, the base's on the rows of these.
+    """
     if len(early) < WINDOW or len(recent) < WINDOW:
         return
     before, now = sum(early) / len(early), sum(recent) / len(recent)

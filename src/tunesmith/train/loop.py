@@ -139,15 +139,14 @@ def run_training(
             own += [idle_batch(table, device=device)] * (max(map(len, groups)) - len(own))
         return own
 
+    def loss_of(table: ExampleTable, examples: Sequence[int]) -> Callable[[], float]:
+        """Return a function that computes the mean loss over the supervised tokens of some examples."""
+        batches, weight = passes_of(table, examples), table.weight_of(examples)
+        return lambda: evaluate_loss(model, loss_pass, batches, denominator=weight, world=world)
+
     def loss_figure(name: str, table: ExampleTable) -> Figure:
-        """Return the mean loss over the supervised tokens of a table as a figure of every validation."""
-        batches, weight = passes_of(table, range(len(table))), table.weight_of(range(len(table)))
-        return Figure(
-            name=name,
-            better="lower",
-            every=eval_every,
-            measure=lambda: evaluate_loss(model, loss_pass, batches, denominator=weight, world=world),
-        )
+        """Return the loss of a table as a figure of every validation."""
+        return Figure(name=name, better="lower", every=eval_every, measure=loss_of(table, range(len(table))))
 
     held_out = {VAL_LOSS: val, GENERAL_LOSS: general}
     figures = [loss_figure(name, table) for name, table in held_out.items() if table is not None and len(table)]
@@ -207,6 +206,11 @@ def run_training(
         )
 
     counters = validate(counters)
+    if newest is None and not len(val) and plan.total_steps >= WINDOW:
+        # What the base says of the rows of the first steps: without validation, steps that run away at once would be
+        # compared with themselves.
+        base = (loss_of(train, plan.examples_of(step))() for step in range(WINDOW))
+        counters = replace(counters, early_losses=tuple(base))
     if newest is None:
         save(counters)  # A disk or a permission that fails, fails before the work, not after.
         if checkpoint_writer is not None:
@@ -257,7 +261,7 @@ def run_training(
         tokens = sum(train.length(index) for index in examples)
         supervised = sum(int(num_supervised_each[index]) for index in examples)
         watched = () if overflowed else (loss,)
-        if plan.begins_stage(step):
+        if step > 0 and plan.begins_stage(step):
             counters = replace(counters, early_losses=(), recent_losses=())
         counters = replace(
             counters,

@@ -14,20 +14,47 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 FOLDER = "shards"
 
 
-def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write the slices of sharded tensors, and whole ones once. Every process calls this with the same names."""
+def mesh_for_writing() -> DeviceMesh:
+    """Return a mesh of all processes in main memory, with a group of its own. Every process calls this.
+
+    A thread that writes must not share a group with the training: their calls would meet in any order.
+    """
+    mesh: DeviceMesh = DeviceMesh.from_group(dist.new_group(backend="gloo"), "cpu")
+    return mesh
+
+
+def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], mesh: DeviceMesh | None) -> None:
+    """Write the slices of sharded tensors, and whole ones once. Every process calls this with the same names.
+
+    The processes speak through the group of `mesh`, or the default one.
+    """
     _quieten()
+    group = None if mesh is None else mesh.get_group()
+    dist.barrier(group)  # The folder is there.
     writer = HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
-    save(dict(tensors), storage_writer=writer)
+    save(dict(tensors), storage_writer=writer, process_group=group)
+
+
+def copy_on(mesh: DeviceMesh, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a tensor in main memory, sliced as it is, on a mesh that is there too."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    copy = own.detach().to("cpu", copy=True)
+    if not isinstance(tensor, DTensor):
+        return copy
+    return DTensor.from_local(
+        copy, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
 
 
 def read_shards(folder: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -201,6 +201,23 @@ def test_a_config_of_trl_means_the_same(tmp_path):
     assert sorted(fate.key for fate in made.lost) == ["assistant_only_loss", "push_to_hub"]
 
 
+@pytest.mark.parametrize(
+    ("text", "keys", "checkpointing"),
+    [
+        (TRL, "", True),
+        (TRL, "gradient_checkpointing: false\n", False),
+        (LLAMA_FACTORY, "", True),
+        (LLAMA_FACTORY, "disable_gradient_checkpointing: true\n", False),
+        (AXOLOTL, "", False),
+    ],
+)
+def test_activations_are_computed_again_where_the_tool_does_so(tmp_path, text, keys, checkpointing):
+    """TRL's and LLaMA-Factory's default is to, axolotl's is not."""
+    text = text.replace("gradient_checkpointing: true\n", "")
+    _, recipe = imported(tmp_path, text + keys)
+    assert recipe.tables["train"].spec.gradient_checkpointing is checkpointing
+
+
 @pytest.mark.parametrize("epochs", ["", "num_train_epochs: 1\n"])
 @pytest.mark.parametrize("num_rows", [3, 1000])
 def test_as_many_steps_are_done_as_the_config_says_however_few_the_rows(tmp_path, epochs, num_rows):

@@ -5,9 +5,13 @@ import threading
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from tunesmith.errors import StoreError, TrainingError
 from tunesmith.train import checkpoint as checkpoint_module
+from tunesmith.train import shards
 from tunesmith.train.checkpoint import (
     CheckpointWriter,
     Counters,
@@ -27,7 +31,7 @@ from tunesmith.train.guards import (
 )
 from tunesmith.train.optim import adamw, parameter_groups
 from tunesmith.train.scaling import LossScale
-from tunesmith.train.world import World
+from tunesmith.train.world import World, whole
 
 IDENTITY = Identity(data="d", settings="s")
 COUNTERS = Counters(
@@ -39,10 +43,13 @@ COUNTERS = Counters(
 )
 
 
-def small_run(steps, *, seed=0):
+def small_run(steps, *, seed=0, world=World()):
     torch.manual_seed(seed)
-    parameters = {name: torch.nn.Parameter(torch.randn(3, 2)) for name in ("a", "b")}
-    parameters["norm"] = torch.nn.Parameter(torch.ones(4))
+    tensors = {"a": torch.randn(3, 2), "b": torch.randn(3, 2), "norm": torch.ones(4)}
+    if world.layout == "sharded":
+        mesh = init_device_mesh("cpu", (1,))
+        tensors = {name: distribute_tensor(tensor, mesh, [Shard(0)]) for name, tensor in tensors.items()}
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}
     optimizer = adamw(parameter_groups(parameters, weight_decay=0.1))
     train(parameters, optimizer, steps)
     return parameters, optimizer
@@ -53,7 +60,8 @@ def train(parameters, optimizer, steps):
         group["lr"] = 0.1
     for _ in range(steps):
         optimizer.zero_grad()
-        sum((parameter * torch.randn(parameter.shape)).sum() for parameter in parameters.values()).backward()
+        for parameter in parameters.values():
+            parameter.grad = shards.sliced_as(parameter, torch.randn(parameter.shape))
         optimizer.step()
 
 
@@ -137,25 +145,53 @@ def test_a_checkpoint_is_divided_anew_where_the_recipe_says_so(tmp_path):
         assert torch.equal(parameter, others[name])
 
 
-def test_what_is_written_while_training_goes_on_is_what_was_there_when_it_began(tmp_path):
-    parameters, optimizer = small_run(3)
-    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    go_on = threading.Event()
-    with CheckpointWriter() as writer:
-        writer.start(go_on.wait)
-        others = {"parameters": parameters, "best": {}, "optimizer": optimizer, "identity": IDENTITY, "writer": writer}
-        release = threading.Timer(0.2, go_on.set)
-        release.start()  # The first write is joined before the next begins.
-        save_checkpoint(tmp_path, counters=Counters(step=3), **others)
+@pytest.fixture
+def world(request):
+    """A process alone, or the only one of a world that slices its weights."""
+    if request.param == "alone":
+        yield World()
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield World(layout="sharded")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", ["alone", "sharded"], indirect=True)
+def test_what_is_written_while_training_goes_on_is_what_was_there_when_it_began(tmp_path, world, monkeypatch):
+    parameters, optimizer = small_run(3, world=world)
+    before = {name: whole(parameter.detach()).clone() for name, parameter in parameters.items()}
+    best = {name: tensor * 2 for name, tensor in before.items()}
+    trained = threading.Event()
+    slow = shards.write_shards if world.layout == "sharded" else checkpoint_module.save_file
+
+    def write_late(*these):
+        assert trained.wait(timeout=60)
+        return slow(*these)
+
+    monkeypatch.setattr(shards, "write_shards", write_late)
+    monkeypatch.setattr(checkpoint_module, "save_file", write_late)
+    with CheckpointWriter(world) as writer:
+        save_checkpoint(
+            tmp_path,
+            parameters=parameters,
+            best=best,
+            optimizer=optimizer,
+            counters=Counters(step=3),
+            identity=IDENTITY,
+            world=world,
+            writer=writer,
+        )
         train(parameters, optimizer, 4)
-        writer.wait()
-    held, other_optimizer = small_run(0, seed=9)
-    load_checkpoint(latest_checkpoint(tmp_path), parameters=held, optimizer=other_optimizer, identity=IDENTITY)
+        trained.set()
+    held, other_optimizer = small_run(1, seed=9, world=world)
+    newest = latest_checkpoint(tmp_path)
+    _, kept = load_checkpoint(newest, parameters=held, optimizer=other_optimizer, identity=IDENTITY, world=world)
     for name, parameter in held.items():
-        assert torch.equal(parameter, before[name])
+        assert torch.equal(whole(parameter.detach()), before[name])
+        assert torch.equal(kept[name], best[name])
     train(held, other_optimizer, 4)
     for name, parameter in parameters.items():
-        assert torch.equal(parameter, held[name])
+        assert torch.equal(whole(parameter.detach()), whole(held[name].detach()))
 
 
 def test_an_error_of_the_writer_is_raised_by_the_next_checkpoint_and_at_the_end(tmp_path, monkeypatch):
