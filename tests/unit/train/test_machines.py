@@ -1,5 +1,6 @@
 """Several machines of one run, each a process on loopback. The processes that they start train nothing."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -216,10 +217,11 @@ def test_what_is_no_run_is_told_apart(address, monkeypatch):
     with socket.create_server((host, int(port))) as other:
 
         def answer():
-            while True:
-                connection, _ = other.accept()
-                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 8)
-                connection.close()
+            with contextlib.suppress(OSError):  # The listener is closed.
+                while True:
+                    connection, _ = other.accept()
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 8)
+                    connection.close()
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
