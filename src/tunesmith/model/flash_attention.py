@@ -37,6 +37,8 @@ PROOF_SEGMENTS = (
 )
 """A prefix, two documents behind it (one of a single row), and one that stands alone."""
 PROOF_WINDOW = 5
+SHOWN_CHARS = 160
+"""Of what a kernel says that fails: torch lists every backend that it has."""
 
 
 def kernel_forward(
@@ -170,7 +172,7 @@ def why_not(device: torch.device, dtype: torch.dtype, heads: Heads, size: int, *
         kept = forward_(qkv, layout, heads, scale=scale, window=window, out=out)
         backward_(grad_out, qkv, out, kept, layout, heads, scale=scale, window=window, grad=grad)
     except (RuntimeError, NotImplementedError) as error:
-        return f"FlashAttention failed: {str(error).splitlines()[0]}"
+        return f"FlashAttention failed: {str(error).splitlines()[0][:SHOWN_CHARS]}"
     exact_out, exact_kept = torch_attention.forward(
         qkv.float(), layout, heads, scale=scale, window=window, softcap=None
     )

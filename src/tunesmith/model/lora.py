@@ -90,7 +90,8 @@ def add_lora(
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
     )
-    with torch.random.fork_rng(), quiet_peft():
+    gpus = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=gpus), quiet_peft():  # Of all GPUs it would take memory on each.
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)

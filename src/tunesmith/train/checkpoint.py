@@ -180,19 +180,20 @@ def save_checkpoint(
     return final
 
 
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this process's part of a tensor in main memory, where training will not change it."""
+    return own_part(tensor.detach()).to("cpu", copy=True).contiguous()
+
+
 def _copies(
     parameters: Mapping[str, torch.nn.Parameter],
     best: Mapping[str, torch.Tensor],
     slots: Mapping[str, torch.Tensor],
 ) -> dict[str, Tensors]:
-    """Return the files of a checkpoint that is not sharded, as copies that training will not change."""
-
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().to("cpu", copy=True).contiguous()
-
-    weights = {name: copy(parameter) for name, parameter in parameters.items()}
+    """Return the files of a checkpoint that is not sharded, as copies."""
+    weights = {name: _copy(parameter) for name, parameter in parameters.items()}
     weights |= {BEST_PREFIX + name: tensor for name, tensor in best.items()}  # Replaced, never changed.
-    return {WEIGHTS: weights, OPTIMIZER: {key: copy(value) for key, value in slots.items()}}
+    return {WEIGHTS: weights, OPTIMIZER: {key: _copy(value) for key, value in slots.items()}}
 
 
 def _slices(
@@ -201,11 +202,12 @@ def _slices(
     slots: Mapping[str, torch.Tensor],
     mesh: DeviceMesh | None,
 ) -> Tensors:
-    """Return everything of a sharded checkpoint by name, as copies on `mesh` where there is one."""
+    """Return everything of a sharded checkpoint by name, as copies on `mesh`, or as it is where there is none."""
     tensors = {name: parameter.detach() for name, parameter in parameters.items()}
-    tensors |= {BEST_PREFIX + name: shards.sliced_as(parameters[name], own) for name, own in best.items()}
     tensors |= {OPTIMIZER_PREFIX + key: value.detach() for key, value in slots.items()}
-    return tensors if mesh is None else {name: shards.copy_on(mesh, tensor) for name, tensor in tensors.items()}
+    if mesh is not None:
+        tensors = {name: shards.sliced_as(tensor, _copy(tensor), mesh) for name, tensor in tensors.items()}
+    return tensors | {BEST_PREFIX + name: shards.sliced_as(parameters[name], own, mesh) for name, own in best.items()}
 
 
 def _commit(partial: Path, final: Path, *, keep: int) -> None:
@@ -220,8 +222,8 @@ def _commit(partial: Path, final: Path, *, keep: int) -> None:
 
 
 def _random_states() -> list[torch.Tensor]:
-    """Return the random states of the CPU and of each GPU."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+    """Return the random states of the CPU and of this process's GPU: asking for all GPUs would take memory on each."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
 def _sync(path: Path) -> None:
@@ -358,7 +360,7 @@ def _restore_random(texts: Sequence[str]) -> None:
     cpu, *cuda = [torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8) for text in texts]
     torch.set_rng_state(cpu)
     if cuda and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(cuda)
+        torch.cuda.set_rng_state(cuda[0])
 
 
 def _optimizer_state(

@@ -23,8 +23,8 @@ NF4_BITS, INT8_BITS, HALF_BITS = 4.127, 8.0, 16.0
 """Bits a weight: NF4 in blocks of 64 with its scales in 8 bits (`model.quantised`), int8, bfloat16."""
 ADAM_BYTES = 8.0
 """Two float32 states a trained parameter."""
-CHUNK_ROWS = 128
-"""Predictions whose logits are held at a time (`train.loss`)."""
+CHUNK_ROWS, CHUNK_LOGITS = 128, 2**25
+"""Predictions whose logits are held at a time, at least, and logits (`train.loss`)."""
 CONTEXT_BYTES = 0.8e9
 """CUDA's own, and torch's kernels."""
 SPARE_SHARE = 0.08
@@ -153,7 +153,7 @@ def footprint(shape: Shape, way: Way, *, tokens: int, rank: int, optimizer_bytes
         weights=shape.linear_parameters * way.base_bits / 8 + 2.0 * rest + spread,
         trained=count * (4.0 + 4.0 + optimizer_bytes + copy),
         activations=2.0 * tokens * shape.kept_a_token(checkpointing=way.checkpointing),
-        logits=8.0 * CHUNK_ROWS * shape.vocabulary,
+        logits=8.0 * max(CHUNK_ROWS * shape.vocabulary, CHUNK_LOGITS),
     )
 
 

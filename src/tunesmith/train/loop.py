@@ -234,11 +234,11 @@ def run_training(
         scale = counters.loss_scale
         optimizer.zero_grad(set_to_none=True)
         batches = passes_of(train, examples)
-        own_loss = 0.0
+        own_loss = torch.zeros((), dtype=torch.float64, device=device)  # A number would wait for the GPU in each pass.
         for batch in batches:
             part = loss_pass.loss(batch, denominator=denominator / scale.value)
             part.backward()  # type: ignore[no-untyped-call]
-            own_loss += float(part.detach()) / scale.value
+            own_loss += part.detach()
         world.sum_gradients_(parameters.values())
         if step == 0:
             check_gradients(parameters)
@@ -246,7 +246,9 @@ def run_training(
         limit = float("inf") if max_grad_norm is None else max_grad_norm
         grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
         loss, computed_tokens, num_passes = world.totals(
-            own_loss, sum(batch.num_rows for batch in batches), sum(1 for batch in batches if batch.num_tokens)
+            float(own_loss) / scale.value,
+            sum(batch.num_rows for batch in batches),
+            sum(1 for batch in batches if batch.num_tokens),
         )
         overflowed = scale.dynamic and not math.isfinite(grad_norm)
         if not overflowed:
@@ -352,9 +354,12 @@ def evaluate_loss(
     """
     was_training = model.training
     model.eval()
+    own = torch.zeros((), dtype=torch.float64, device=batches[0].ids.device if batches else "cpu")
     with torch.no_grad():
-        (total,) = world.totals(sum(float(loss_pass.loss(batch, denominator=1.0)) for batch in batches))
+        for batch in batches:
+            own += loss_pass.loss(batch, denominator=1.0)
     model.train(was_training)
+    (total,) = world.totals(float(own))
     return total / denominator
 
 

@@ -46,17 +46,6 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], mesh: Device
     save(dict(tensors), storage_writer=writer, process_group=group)
 
 
-def copy_on(mesh: DeviceMesh, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor in main memory, sliced as it is, on a mesh that is there too."""
-    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    copy = own.detach().to("cpu", copy=True)
-    if not isinstance(tensor, DTensor):
-        return copy
-    return DTensor.from_local(
-        copy, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
-
-
 def read_shards(folder: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return tensors by name, sliced as those of `like` are. Every process calls this with the same names."""
     _quieten()
@@ -75,17 +64,21 @@ def shapes_in(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     }
 
 
-def sliced_as(parameter: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Return the sharded tensor of which `own` is this process's slice, shaped as `parameter`."""
-    if not isinstance(parameter, DTensor):
+def sliced_as(tensor: torch.Tensor, own: torch.Tensor, mesh: DeviceMesh | None = None) -> torch.Tensor:
+    """Return the sharded tensor of which `own` is this process's slice, shaped as `tensor`.
+
+    It lies on `mesh`, or where `tensor` does.
+    """
+    if not isinstance(tensor, DTensor):
         return own
+    mesh = mesh or tensor.device_mesh
     return DTensor.from_local(
-        own.to(parameter.to_local().device),
-        parameter.device_mesh,
-        parameter.placements,
+        own.to(mesh.device_type),
+        mesh,
+        tensor.placements,
         run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
+        shape=tensor.shape,
+        stride=tensor.stride(),
     )
 
 

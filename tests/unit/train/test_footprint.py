@@ -8,6 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from tunesmith.model.layout import DocumentLayout
 from tunesmith.model.lora import adapter_parameters, add_lora
+from tunesmith.train import footprint as footprint_module
+from tunesmith.train import loss
 from tunesmith.train.batches import flatten
 from tunesmith.train.examples import table_of
 from tunesmith.train.footprint import CARDS, WAYS, Shape, advice, fitting, footprint
@@ -152,3 +154,7 @@ def test_what_fits_nowhere_is_said():
     assert said[0] == "full fine-tuning fits on none of the common cards alone"
     assert said[1].startswith("LoRA fits on 24 GB with gradient checkpointing, about ")
     assert said[2].startswith("QLoRA fits on 12 GB with gradient checkpointing, about ")
+
+
+def test_the_chunk_of_logits_is_that_of_the_loss():
+    assert (footprint_module.CHUNK_ROWS, footprint_module.CHUNK_LOGITS) == (loss.CHUNK_ROWS, loss.GPU_CHUNK_LOGITS)
