@@ -5,7 +5,7 @@
     loss.backward()                                              # likewise; gradients are summed and sliced
 
 What lives here: what is sliced together and how gradients are reduced. What does not: starting processes
-(`stages.launch`), who computes what (`train.loop`), files (`train.shards`).
+(`train.launch`), who computes what (`train.loop`), files (`train.shards`).
 
 Each decoder layer is gathered by itself, just before it computes; embeddings, last norm and head together. A frozen
 weight is sliced as well and has no gradient to reduce.

@@ -18,12 +18,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,6 +31,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from tunesmith.errors import StoreError, TrainingError
 from tunesmith.train import shards
+from tunesmith.train.optimizer_state import restore_, state_of
 from tunesmith.train.scaling import LossScale
 from tunesmith.train.world import World, own_part
 from tunesmith.types import JSON
@@ -137,7 +138,7 @@ def save_checkpoint(
     """
     final = folder / f"checkpoint-{counters.step:08d}"
     partial = folder / f".partial-{counters.step:08d}"
-    slots, plain = _optimizer_state(optimizer, parameters)
+    slots, plain = state_of(optimizer, parameters)
     random = world.gathered([base64.b64encode(part.numpy().tobytes()).decode() for part in _random_states()])
     state: dict[str, JSON] = {
         "counters": asdict(counters),
@@ -280,7 +281,7 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in parameters.items():
             own_part(parameter).copy_(own_part(weights[name]))
-    _restore_optimizer(optimizer, parameters, slots, state["optimizer"])
+    restore_(optimizer, parameters, slots, state["optimizer"])
     if world.rank < len(state["random"]):  # A process that joined keeps the state it began with.
         _restore_random(state["random"][world.rank])
     fields = dict(state["counters"])
@@ -361,48 +362,3 @@ def _restore_random(texts: Sequence[str]) -> None:
     torch.set_rng_state(cpu)
     if cuda and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda[0])
-
-
-def _optimizer_state(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
-) -> tuple[dict[str, torch.Tensor], dict[str, JSON]]:
-    """Return optimizer slots as `{parameter name}/{slot}` tensors, and slots that are plain numbers as JSON."""
-    order = _names_in_order(optimizer, parameters)
-    slots: dict[str, torch.Tensor] = {}
-    plain: dict[str, JSON] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for slot, value in _unwrapped(state):
-            key = f"{order[index]}/{slot}"
-            if isinstance(value, torch.Tensor):
-                slots[key] = value
-            else:
-                plain[key] = value
-    return slots, plain
-
-
-def _unwrapped(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield a parameter's slots; bitsandbytes puts its 8-bit ones into a mapping, and takes them back without it."""
-    for slot, value in state.items():
-        yield from value.items() if isinstance(value, Mapping) else [(slot, value)]
-
-
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, torch.nn.Parameter],
-    slots: Mapping[str, torch.Tensor],
-    plain: Mapping[str, JSON],
-) -> None:
-    order = _names_in_order(optimizer, parameters)
-    whole = optimizer.state_dict()
-    by_name: dict[str, dict[str, JSON]] = {}
-    for key, value in (*slots.items(), *plain.items()):
-        name, _, slot = key.rpartition("/")
-        by_name.setdefault(name, {})[slot] = value
-    whole["state"] = {index: by_name[name] for index, name in enumerate(order) if name in by_name}
-    optimizer.load_state_dict(whole)
-
-
-def _names_in_order(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]) -> list[str]:
-    """Return parameter names in the order in which the optimizer numbers them: group after group."""
-    name_of = {id(parameter): name for name, parameter in parameters.items()}
-    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

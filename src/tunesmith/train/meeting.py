@@ -27,6 +27,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousPa
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
+from tunesmith.cluster import is_loopback
 from tunesmith.errors import TrainingError
 
 LOOPBACK = "127.0.0.1"
@@ -95,7 +96,15 @@ def opened(invitation: Invitation, *, address: str | None) -> Iterator[Meeting]:
             expected="an address of the machine that runs `tunesmith run`, with a free port",
             found=f"{address}: {error.strerror or error}",
         ) from error
-    port = listener.getsockname()[1]
+    bound, port = listener.getsockname()[:2]
+    if is_loopback(bound) and not is_loopback(host):
+        listener.close()
+        raise TrainingError(
+            "other machines cannot reach this address: here its name stands for this machine alone",
+            where="train.parallel.machines.address",
+            expected="the address of this machine in the network of the others, as a number",
+            found=f"{host} is {bound}",
+        )
     store = TCPStore(
         host,
         port,

@@ -5,7 +5,7 @@
     World(layout="sharded", rank=1, size=2)       each process holds a slice of every weight; FSDP2 sums gradients
 
 What lives here: the collectives that the loop and the checkpoints need, over torch.distributed's default group, and the
-two views of a sharded tensor. What does not: starting processes (`stages.launch`), slicing a model (`model.sharding`).
+two views of a sharded tensor. What does not: starting processes (`train.launch`), slicing a model (`model.sharding`).
 
 Every process of a world must make the same calls in the same order. A world of one never touches torch.distributed.
 """

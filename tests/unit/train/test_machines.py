@@ -200,6 +200,15 @@ def test_an_address_of_another_machine_is_refused():
     assert "203.0.113.7:29500: Cannot assign requested address" in str(error.value)
 
 
+def test_a_name_that_stands_for_loopback_is_refused(monkeypatch):
+    honest = socket.create_server
+    monkeypatch.setattr(socket, "create_server", lambda where, **options: honest(("127.0.0.1", 0), **options))
+    elsewhere = opened(Invitation(run="r", machines=2, processes=1), address="trainer-1:29500")
+    with pytest.raises(TrainingError, match="cannot reach this address") as error, elsewhere:
+        pass
+    assert "trainer-1 is 127.0.0.1" in str(error.value)
+
+
 @pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.1:", ":29500", "10.0.0.1:99999", "10.0.0.1:port"])
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(TrainingError, match="this is no address"):
