@@ -265,6 +265,7 @@ def test_two_machines_end_with_the_bytes_of_two_processes_of_one(runs, tmp_path,
         "started ranks 1",
         "took part in 1 training to the end",
     ]
+    assert other.returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,13 @@ class MachineAgent(LocalElasticAgent):
     """torch's agent, with the attempts and ranks of all machines said by the one that began the run."""
 
     def __init__(self, command: Sequence[str], *, meeting: Meeting, folder: Path, patience: float) -> None:
+        self.rendezvous_handler = meeting.rendezvous(patience=patience)
         spec = WorkerSpec(
             role="rank",
             local_world_size=meeting.invitation.processes,
             entrypoint=command[0],
             args=tuple(command[1:]),
-            rdzv_handler=meeting.rendezvous(patience=patience),
+            rdzv_handler=self.rendezvous_handler,
             max_restarts=ALWAYS,
             monitor_interval=MONITOR_SECONDS,
             local_addr=meeting.own_address,

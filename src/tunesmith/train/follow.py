@@ -42,6 +42,8 @@ def follow(
         ) from error
     except (RendezvousError, DistError) as error:
         raise _ended(meeting) from error
+    finally:
+        agent.end()
     if result is None or result.is_failed():
         raise _ended(meeting)
 
@@ -60,6 +62,14 @@ class _Follower(MachineAgent):
     def __init__(self, command: Sequence[str], *, meeting: Meeting, folder: Path, log: Log, patience: float) -> None:
         super().__init__(command, meeting=meeting, folder=folder, patience=patience)
         self.log = log
+
+    def end(self) -> None:
+        """Stop telling the others that this machine lives, and let them go on: another may take its place.
+
+        The thread that does so is joined here: one that still spoke to the store when Python ends would abort it, and
+        torch's own does not join where that thread holds the last reference.
+        """
+        self.rendezvous_handler._stop_heartbeats()
 
     def agree(self, store: Store, group_rank: int) -> int:
         """Take the attempt from the machine that began."""

@@ -126,7 +126,7 @@ class _Agent(MachineAgent):
 
     def end(self) -> None:
         """Turn away machines that would still join."""
-        self.get_worker_group().spec.rdzv_handler.shutdown()
+        self.rendezvous_handler.shutdown()
 
     def agree(self, store: Store, group_rank: int) -> int:
         """Begin the next attempt, and tell the other machines."""

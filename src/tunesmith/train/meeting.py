@@ -23,9 +23,9 @@ from datetime import timedelta
 import psutil
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed import DistError
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, create_handler
 
 from tunesmith.cluster import is_loopback
 from tunesmith.errors import TrainingError
@@ -67,7 +67,7 @@ class Meeting:
     own_address: str
     """The address of this machine from which it reaches the store."""
 
-    def rendezvous(self, *, patience: float) -> RendezvousHandler:
+    def rendezvous(self, *, patience: float) -> DynamicRendezvousHandler:
         """Return torch's rendezvous of all machines, each round of which takes at most `patience` seconds."""
         parameters = RendezvousParameters(
             backend="c10d",

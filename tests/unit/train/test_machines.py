@@ -22,6 +22,7 @@ from tunesmith.train.messages import Mailbox
 
 FOLLOW = """
 import sys
+import threading
 from pathlib import Path
 from tunesmith.train.follow import follow
 from tunesmith.train.meeting import found
@@ -29,7 +30,7 @@ folder = Path(sys.argv[2])
 meeting = found(sys.argv[1], patience=60)
 program = [sys.executable, str(folder / "program.py"), str(folder)]
 follow(program, meeting=meeting, folder=folder, log=lambda name, fields: print(name, dict(fields), flush=True))
-print("ended well", flush=True)
+print("ended well with threads", [thread.name for thread in threading.enumerate()], flush=True)
 """
 
 
@@ -90,7 +91,8 @@ PLACE = "(folder / f'attempt-{attempt}-rank-{rank}').write_text(f\"{os.environ['
 def test_ranks_of_the_machine_that_began_come_first_whichever_came_first(run, follower, said, tmp_path):
     other = follower()
     assert run(PLACE) == 0
-    assert "ended well" in other.communicate(timeout=60)[0]
+    assert "ended well with threads ['MainThread']" in other.communicate(timeout=60)[0]
+    assert other.returncode == 0
     places = {path.name: path.read_text().split() for path in tmp_path.glob("attempt-*")}
     assert sorted(places) == [f"attempt-0-rank-{rank}" for rank in range(4)]
     parents = [places[f"attempt-0-rank-{rank}"][1] for rank in range(4)]
@@ -118,7 +120,8 @@ if attempt == 0:
 """
     )
     assert run(program) == 1
-    assert "ended well" in other.communicate(timeout=60)[0]
+    assert "ended well with threads ['MainThread']" in other.communicate(timeout=60)[0]
+    assert other.returncode == 0
     (lost,) = events(said, "processes_lost")
     assert "rank 3 was ended by SIGKILL" in lost["reason"]
     assert len(list(tmp_path.glob("attempt-1-rank-*"))) == 4
